@@ -1,0 +1,1 @@
+"""Snakemake's ``container:`` directive, served by UDI."""

@@ -1,0 +1,1 @@
+"""The Python agent that runs inside an image, and its host side."""
