@@ -7,9 +7,6 @@ Sources: OCI image-spec 1.1 (manifest.md, image-index.md, config.md, descriptor.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
-from udi_core.errors import CorruptImage, UnsupportedImage
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"

@@ -72,7 +72,7 @@ class ImageReference:
             raise InvalidReference(
                 f"{text!r} is not an image reference",
                 f"It looks like a path, but does not end in one of {', '.join(_FILE_SUFFIXES)}.",
-                "Use dir:PATH for a directory, oci:PATH for an OCI layout, docker-archive:FILE for `docker save` output.",
+                "Use dir:PATH for a directory, oci:PATH for an OCI layout, docker-archive:FILE for a saved image.",
             )
         if "://" in text and not text.startswith("docker://"):
             raise InvalidReference(
@@ -147,7 +147,7 @@ class ImageReference:
         path, tag = rest, None
         if scheme in ("oci", "docker-archive"):
             # The tag of a docker-archive is itself NAME:TAG, so split at the first colon behind the path.
-            head, slash, base = rest.rpartition("/")
+            head, _, base = rest.rpartition("/")
             if ":" in base or ":" in head:
                 path, _, tag = rest.partition(":")
             tag = tag or None
