@@ -1,0 +1,244 @@
+"""Configuration: defaults, then the site's file, then the user's file, then the environment.
+
+Each value keeps its origin, so that ``udi config show`` and every error can say where it came from.  YAML is
+imported only if a file exists: a task that starts on a machine without configuration files does not pay for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from udi_core.errors import ConfigError
+
+SITE_FILE = "/etc/udi/config.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings, validated.
+
+    Attributes:
+        store: directory of the image store, on the file system that all nodes share.
+        node_dir: node-local directory for mounts; private to the user.
+        mirrors: for a registry, the base URLs to try in its place, in order.
+        insecure_registries: ``host[:port]`` that may be spoken to by plain HTTP; loopback always may.
+        ca_file: PEM file of further certificate authorities, or "".
+        auth_file: Docker's auth file, or "" for the usual places.
+        platform: ``os/architecture[/variant]`` to pull, or "" for this machine's.
+        compression: squashfs compressor, and its level (0: the tool's default).
+        block_size: squashfs block size in bytes.
+        memory: bytes of downloaded layers held in memory at once, over all layers of a pull.
+        volumes: ``SRC:DST[:ro]`` given to every task.
+        env: set in every task, above everything else.
+        backends: mount backends to try, in order.
+        idle: seconds that an unused mount is kept for the next task.
+    """
+
+    store: str
+    node_dir: str
+    mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    insecure_registries: tuple[str, ...] = ()
+    ca_file: str = ""
+    auth_file: str = ""
+    platform: str = ""
+    compression: str = "zstd"
+    compression_level: int = 3
+    block_size: int = 131072
+    memory: int = 48 << 20
+    volumes: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    backends: tuple[str, ...] = ("kernel", "fuse", "namespace", "extract")
+    idle: float = 60.0
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+# YAML key -> (field, kind).  Kinds say how a value is checked and how an environment variable is read.
+_KEYS: dict[str, str] = {
+    "store": "path",
+    "node_dir": "path",
+    "mirrors": "mirrors",
+    "insecure_registries": "strings",
+    "ca_file": "path",
+    "auth_file": "path",
+    "platform": "string",
+    "compression": "string",
+    "compression_level": "integer",
+    "block_size": "size",
+    "memory": "size",
+    "volumes": "strings",
+    "env": "mapping",
+    "backends": "strings",
+    "idle": "seconds",
+}
+_ENVIRONMENT = {
+    "UDI_STORE": "store",
+    "UDI_NODE_DIR": "node_dir",
+    "UDI_CA_FILE": "ca_file",
+    "REGISTRY_AUTH_FILE": "auth_file",
+    "UDI_PLATFORM": "platform",
+    "UDI_BACKENDS": "backends",
+    "UDI_INSECURE_REGISTRIES": "insecure_registries",
+    "UDI_VOLUMES": "volumes",
+    "UDI_IDLE": "idle",
+}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def load_config(environ: Mapping[str, str] | None = None) -> Config:
+    """Read all sources of configuration.
+
+    Raises:
+        ConfigError: names the file (or variable) and the key that is wrong.
+    """
+    environ = os.environ if environ is None else environ
+    values, origins = _defaults(environ)
+    for path in (environ.get("UDI_SITE_CONFIG", SITE_FILE), user_file(environ)):
+        for key, value in _read_yaml(path).items():
+            if key == "policy":
+                continue  # udi_core.policy reads it, and from the site's file only
+            _set(values, origins, key, value, path)
+    for variable, key in _ENVIRONMENT.items():
+        if environ.get(variable):
+            text = environ[variable]
+            value = [part for part in text.split(",") if part] if _KEYS[key] == "strings" else text
+            _set(values, origins, key, value, variable)
+    return Config(**values, origins=origins)
+
+
+def user_file(environ: Mapping[str, str]) -> str:
+    """Where the user's configuration file is, whether it exists or not."""
+    if environ.get("UDI_CONFIG"):
+        return environ["UDI_CONFIG"]
+    base = environ.get("XDG_CONFIG_HOME") or os.path.join(_home(environ), ".config")
+    return os.path.join(base, "udi", "config.yaml")
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    home = environ.get("HOME")
+    if home:
+        return home
+    import pwd
+
+    return pwd.getpwuid(os.getuid()).pw_dir
+
+
+def _defaults(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    scratch, runtime = environ.get("SCRATCH"), environ.get("XDG_RUNTIME_DIR")
+    data = environ.get("XDG_DATA_HOME") or os.path.join(_home(environ), ".local", "share")
+    values: dict[str, Any] = {
+        "store": os.path.join(scratch or data, "udi"),
+        # A runtime directory of a dead login session is still named in the environment of batch jobs.
+        "node_dir": os.path.join(runtime, "udi") if runtime and os.path.isdir(runtime) else f"/tmp/udi-{os.getuid()}",  # noqa: S108
+    }
+    origins = {each.name: "default" for each in fields(Config) if each.name != "origins"}
+    if scratch:
+        origins["store"] = "$SCRATCH"
+    return values, origins
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"The configuration file {path} cannot be read", error.strerror or str(error)) from error
+    import yaml
+
+    try:
+        # libyaml's loader, where PyYAML was built with it, is ten times as fast.
+        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"The configuration file {path} is not YAML", str(error), "Check indentation and quotes."
+        ) from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"The configuration file {path} is not a mapping", "", "Write lines of the form  key: value")
+    return {str(key): value for key, value in found.items()}
+
+
+def _set(values: dict[str, Any], origins: dict[str, str], key: str, value: Any, origin: str) -> None:
+    kind = _KEYS.get(key)
+    if kind is None:
+        import difflib
+
+        near = difflib.get_close_matches(key, _KEYS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(_KEYS)}"
+        raise ConfigError(f"{origin} sets an unknown key", f"The key {key!r} is not known.", hint)
+    try:
+        values[key] = _CHECKS[kind](value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{origin} sets {key} to a wrong value", f"{key}: {value!r}: {error}") from error
+    origins[key] = origin
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text is needed")
+    return value
+
+
+def _path(value: Any) -> str:
+    path = os.path.expandvars(os.path.expanduser(_string(value)))
+    if "$" in path:
+        raise ValueError("it names a variable that is not set")
+    if not os.path.isabs(path):
+        raise ValueError("an absolute path is needed")
+    return os.path.normpath(path)
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError("a list of texts is needed")
+    return tuple(_string(each) for each in value)
+
+
+def _mapping(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError("a mapping is needed")
+    return {_string(key): str(each) for key, each in value.items()}
+
+
+def _mirrors(value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise TypeError("a mapping of registries to lists of URLs is needed")
+    return {_string(key): _strings([each] if isinstance(each, str) else each) for key, each in value.items()}
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError("a number is needed")
+    return int(value)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = _string(value).strip().upper().removesuffix("IB").removesuffix("B")
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("K", "M", "G") else (text, "")
+    return int(number) * _UNITS[unit]
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if seconds < 0:
+        raise ValueError("it must not be negative")
+    return seconds
+
+
+_CHECKS = {
+    "string": _string,
+    "path": _path,
+    "strings": _strings,
+    "mapping": _mapping,
+    "mirrors": _mirrors,
+    "integer": _integer,
+    "size": _size,
+    "seconds": _seconds,
+}
