@@ -1,0 +1,298 @@
+"""Where an image comes from: a registry, an OCI layout, an archive; each gives manifests and layer streams.
+
+Images that have no layers (a directory, a squashfs or SIF file) are :mod:`udi_core.local`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from udi_core import digest as digests
+from udi_core.config import Config
+from udi_core.credentials import Credentials
+from udi_core.errors import CorruptImage, ImageNotFound, UnsupportedImage
+from udi_core.manifest import (
+    OCI_MANIFEST,
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    Platform,
+    can_run,
+    choose,
+    host_platform,
+    parse_config,
+    parse_manifest,
+)
+from udi_core.reference import ImageReference
+from udi_core.registry import RegistryClient, RegistryOptions
+
+_CHUNK = 1 << 20
+_MAX_NESTING = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedImage:
+    """One platform's image.
+
+    Attributes:
+        manifest: its manifest; ``manifest.digest`` is the image's identity.
+        config: its config.
+        named: digest of what the reference named: an index, or the manifest itself.
+    """
+
+    manifest: Manifest
+    config: ImageConfig
+    named: str
+
+
+class Source(Protocol):
+    """A place that holds images; a context manager."""
+
+    def __enter__(self) -> Source: ...
+
+    def __exit__(self, *unused: object) -> None: ...
+
+    def manifest(self, digest: str | None) -> tuple[bytes, str, str]:
+        """Raw bytes, media type and digest; of what the reference names if ``digest`` is None."""
+
+    def blob(self, descriptor: Descriptor) -> bytes:
+        """A small blob, whole and checked."""
+
+    def stream(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """A layer's bytes in order, compressed as they are; the digest is checked when they end."""
+
+
+def open_source(reference: ImageReference, config: Config) -> Source:
+    """The source that a reference with layers names.
+
+    Raises:
+        ImageNotFound: a local path that does not exist.
+    """
+    if reference.transport == "docker":
+        return _Registry(reference, config)
+    if not os.path.exists(reference.path):
+        raise ImageNotFound(f"{reference.path} does not exist", f"It was named by {reference}.", "Check the path.")
+    if reference.transport == "oci":
+        return _Layout(reference)
+    return _Archive(reference)
+
+
+def resolve(source: Source, platform: Platform | None) -> ResolvedImage:
+    """Follow the reference, through indexes, to the image of one platform (default: this machine's).
+
+    Raises:
+        UnsupportedImage: no image for that platform, or no image at all.
+    """
+    wanted = platform or host_platform()
+    raw, media_type, named = source.manifest(None)
+    document = parse_manifest(raw, media_type, named)
+    for _ in range(_MAX_NESTING):
+        if isinstance(document, Manifest):
+            break
+        chosen = choose(document, wanted) if any(each.platform for each in document.manifests) else _only(document)
+        raw, media_type, digest = source.manifest(chosen.digest)
+        document = parse_manifest(raw, chosen.media_type or media_type, digest)
+    if isinstance(document, Index):
+        raise UnsupportedImage("The image's indexes are nested too deeply", f"More than {_MAX_NESTING} levels.")
+    config = parse_config(source.blob(document.config))
+    if len(config.diff_ids) != len(document.layers):
+        raise CorruptImage(
+            "The image's config does not fit its manifest",
+            f"{len(config.diff_ids)} diff IDs for {len(document.layers)} layers.",
+        )
+    if not can_run(config.platform, wanted):
+        raise UnsupportedImage(
+            f"The image is not for {wanted}",
+            f"It is for {config.platform}.",
+            "Choose another image or tag, or name the platform yourself with --platform.",
+        )
+    return ResolvedImage(manifest=document, config=config, named=named)
+
+
+def _only(index: Index) -> Descriptor:
+    if len(index.manifests) != 1:
+        raise UnsupportedImage("The index names several images and no platforms", "UDI cannot choose one.")
+    return index.manifests[0]
+
+
+class _Registry:
+    def __init__(self, reference: ImageReference, config: Config) -> None:
+        self._reference = reference
+        options = RegistryOptions(mirrors=config.mirrors, insecure=config.insecure_registries, ca_file=config.ca_file)
+        self._client = RegistryClient(reference.registry, reference.repository, options, Credentials(config.auth_file))
+        self.blob = self._client.blob
+        self.stream = self._client.stream
+
+    def __enter__(self) -> _Registry:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._client.__exit__()
+
+    def manifest(self, digest: str | None) -> tuple[bytes, str, str]:
+        return self._client.manifest(digest or self._reference.digest or self._reference.tag or "latest")
+
+
+class _Layout:
+    """An OCI image layout (image-spec, image-layout.md)."""
+
+    def __init__(self, reference: ImageReference) -> None:
+        self._reference, self._root = reference, reference.path
+
+    def __enter__(self) -> _Layout:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        pass
+
+    def manifest(self, digest: str | None) -> tuple[bytes, str, str]:
+        if digest is None:
+            chosen = self._choose()
+            return self.blob(chosen), chosen.media_type, chosen.digest
+        with self._open(digest) as file:
+            raw = file.read()
+        digests.check(raw, digest, f"Blob {digest} of {self._root}")
+        return raw, "", digest
+
+    def _choose(self) -> Descriptor:
+        try:
+            with open(os.path.join(self._root, "index.json"), "rb") as file:
+                index = parse_manifest(file.read(), "application/vnd.oci.image.index.v1+json", "")
+        except OSError as error:
+            raise ImageNotFound(
+                f"{self._root} is not an OCI layout", str(error), "It must hold index.json, oci-layout and blobs/."
+            ) from error
+        if not isinstance(index, Index):
+            raise CorruptImage(f"{self._root}/index.json is not an index")
+        return _named(index, self._reference)
+
+    def blob(self, descriptor: Descriptor) -> bytes:
+        return b"".join(self.stream(descriptor))
+
+    def stream(self, descriptor: Descriptor) -> Iterator[bytes]:
+        with self._open(descriptor.digest) as file:
+            chunks = iter(lambda: file.read(_CHUNK), b"")
+            yield from digests.checked(chunks, descriptor.digest, f"Blob {descriptor.digest} of {self._root}")
+
+    def _open(self, digest: str) -> Any:
+        algorithm, _, name = digest.partition(":")
+        try:
+            return open(os.path.join(self._root, "blobs", algorithm, name), "rb")
+        except OSError as error:
+            raise CorruptImage(f"{self._root} lacks a blob", f"{digest}: {error.strerror}") from error
+
+
+def _named(index: Index, reference: ImageReference) -> Descriptor:
+    name = "org.opencontainers.image.ref.name"
+    tag = reference.tag
+    if tag is None and len(index.manifests) == 1:
+        return index.manifests[0]
+    found = [each for each in index.manifests if tag is not None and each.annotations.get(name) == tag]
+    if not found:
+        names = sorted(each.annotations[name] for each in index.manifests if name in each.annotations)
+        raise ImageNotFound(
+            f"{reference.path} holds {'no image ' + repr(tag) if tag else 'more than one image'}",
+            f"Its images are: {', '.join(names) or 'unnamed'}.",
+            f"Write {reference.transport}:{reference.path}:NAME.",
+        )
+    return found[0]
+
+
+class _Archive:
+    """What ``docker save`` and ``podman save`` write: a tar with ``manifest.json``, or an OCI layout in a tar.
+
+    ``manifest.json`` holds no digests of layers, so that the config's diff IDs are what is checked.
+    """
+
+    def __init__(self, reference: ImageReference) -> None:
+        self._reference = reference
+        try:
+            # A compressed archive would be decompressed anew for every seek: refuse it with the way out.
+            self._tar = tarfile.open(reference.path, "r:")
+        except tarfile.ReadError as error:
+            with open(reference.path, "rb") as file:
+                packed = file.read(2) == b"\x1f\x8b"
+            hint = (
+                f"Unpack it first: gunzip {reference.path}" if packed else "Write one with: docker save -o FILE IMAGE"
+            )
+            raise CorruptImage(f"{reference.path} is not a docker-archive", str(error), hint) from error
+
+    def __enter__(self) -> _Archive:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._tar.close()
+
+    def manifest(self, digest: str | None) -> tuple[bytes, str, str]:
+        entry = self._entry()
+        config = self._read(entry["Config"])
+        layers = [self._layer(name) for name in entry["Layers"]]
+        raw = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "config": {
+                    "mediaType": "application/vnd.oci.image.config.v1+json",
+                    "digest": digests.of(config),
+                    "size": len(config),
+                    "annotations": {"path": entry["Config"]},
+                },
+                "layers": layers,
+            }
+        ).encode()
+        return raw, OCI_MANIFEST, digests.of(raw)
+
+    def blob(self, descriptor: Descriptor) -> bytes:
+        return self._read(descriptor.annotations["path"])
+
+    def stream(self, descriptor: Descriptor) -> Iterator[bytes]:
+        with self._member(descriptor.annotations["path"]) as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+    def _layer(self, name: str) -> dict[str, Any]:
+        with self._member(name) as file:
+            head = file.read(4)
+        kind = "+gzip" if head[:2] == b"\x1f\x8b" else "+zstd" if head == b"\x28\xb5\x2f\xfd" else ""
+        # No digest is known without reading the layer: name it by its place, the diff ID checks its bytes.
+        return {
+            "mediaType": "application/vnd.oci.image.layer.v1.tar" + kind,
+            "digest": digests.of(name.encode()),
+            "size": self._tar.getmember(name).size,
+            "annotations": {"path": name},
+        }
+
+    def _entry(self) -> dict[str, Any]:
+        entries = json.loads(self._read("manifest.json"))
+        tag = self._reference.tag
+        if tag is None and len(entries) == 1:
+            return dict(entries[0])
+        for entry in entries:
+            if tag is not None and any(tag in (name, name.rpartition("/")[2]) for name in entry.get("RepoTags") or ()):
+                return dict(entry)
+        names = sorted(name for entry in entries for name in entry.get("RepoTags") or ())
+        raise ImageNotFound(
+            f"{self._reference.path} holds {'no image ' + repr(tag) if tag else 'more than one image'}",
+            f"Its images are: {', '.join(names)}.",
+            f"Write docker-archive:{self._reference.path}:NAME:TAG.",
+        )
+
+    def _read(self, name: str) -> bytes:
+        with self._member(name) as file:
+            data: bytes = file.read()
+        return data
+
+    def _member(self, name: str) -> Any:
+        try:
+            file = self._tar.extractfile(name)
+        except (KeyError, tarfile.TarError) as error:
+            raise CorruptImage(f"{self._reference.path} lacks {name}", str(error)) from error
+        if file is None:
+            raise CorruptImage(f"{self._reference.path}: {name} is not a file")
+        return file
