@@ -1,0 +1,55 @@
+"""The lock file: found where a run looks, read back, and refused when damaged."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from udi_snakemake import lock
+from udi_snakemake.lock import Lock, LockedImage
+
+from udi_core.errors import ConfigError
+
+BASH = "docker://docker.io/library/bash:latest"
+
+
+def test_round_trip_and_form(tmp_path: Path) -> None:
+    path = str(tmp_path / "udi.lock")
+    written = Lock(
+        path=path,
+        images={
+            "docker://ghcr.io/z:1": LockedImage(digest="sha256:" + "c" * 64),
+            BASH: LockedImage(digest="sha256:" + "a" * 64, images={"linux/amd64": "sha256:" + "b" * 64}),
+        },
+    )
+    lock.dump(written)
+    assert lock.load(path) == written
+    text = Path(path).read_text()
+    assert text.index(BASH) < text.index("ghcr.io")
+    assert text.endswith("}\n")
+    assert os.listdir(tmp_path) == ["udi.lock"]
+
+
+def test_where_a_run_looks(tmp_path: Path) -> None:
+    assert lock.find(str(tmp_path), {}) is None
+    (tmp_path / "workflow").mkdir()
+    (tmp_path / "workflow" / "udi.lock").touch()
+    assert lock.find(str(tmp_path), {}) == str(tmp_path / "workflow" / "udi.lock")
+    (tmp_path / "udi.lock").touch()
+    assert lock.find(str(tmp_path), {}) == str(tmp_path / "udi.lock")
+    assert lock.find(str(tmp_path), {"UDI_LOCK": "/other"}) == "/other"
+    assert lock.find(str(tmp_path), {"UDI_LOCK": ""}) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"udi-lock": 2}', '{"udi-lock": 1, "images": {"a": {}}}', "null"])
+def test_damaged_lock_files(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "udi.lock"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"udi\.lock"):
+        lock.load(str(path))
+
+
+def test_an_absent_lock_file_that_was_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        lock.load(str(tmp_path / "absent"))
