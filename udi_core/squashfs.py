@@ -1,0 +1,219 @@
+"""Squashfs files: written from a tar stream by tar2sqfs, and their superblock read.
+
+Source: tar2sqfs(1), mksquashfs(1); Linux, fs/squashfs/squashfs_fs.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import struct
+import tempfile
+from dataclasses import dataclass
+from typing import IO
+
+from udi_core import _process
+from udi_core.errors import CorruptImage, StoreFull, ToolFailed, ToolMissing
+
+MAGIC = 0x73717368
+_SUPERBLOCK = struct.Struct("<IIIIIHHHHHHQQQQQQQQ")
+_COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+_F_SETPIPE_SZ = 1031
+_LEVELS = frozenset({"gzip", "xz", "zstd"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SquashfsOptions:
+    """How to compress; the same options and the same tar give the same bytes.
+
+    zstd level 3 is what reads fastest at a size that is hardly larger; tar2sqfs's default, 15, costs 15 times the
+    CPU seconds.
+    """
+
+    compression: str = "zstd"
+    level: int = 3
+    block_size: int = 131072
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Superblock:
+    """The first 96 bytes of a squashfs."""
+
+    inodes: int
+    modified: int
+    block_size: int
+    compression: str
+    version: tuple[int, int]
+    size: int
+
+
+def read_superblock(path: str, offset: int = 0) -> Superblock:
+    """Read and check a superblock; nothing of the file is trusted.
+
+    Raises:
+        CorruptImage: the file is no squashfs 4.0, is cut off, or has tables outside the file.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        raw = file.read(_SUPERBLOCK.size)
+        length = os.fstat(file.fileno()).st_size - offset
+
+    def wrong(details: str) -> CorruptImage:
+        return CorruptImage(f"{path} is not a squashfs that can be mounted", details, "Make it anew, or pull again.")
+
+    if len(raw) < _SUPERBLOCK.size:
+        raise wrong(f"It has {len(raw)} bytes.")
+    (magic, inodes, modified, block_size, _, compression, block_log, _, _, major, minor, _, used, *tables) = (
+        _SUPERBLOCK.unpack(raw)
+    )
+    if magic != MAGIC:
+        raise wrong("It does not begin with the magic number.")
+    if (major, minor) != (4, 0):
+        raise wrong(f"It is of version {major}.{minor}; Linux mounts 4.0.")
+    if not 4096 <= block_size <= 1 << 20 or block_size != 1 << block_log or compression not in _COMPRESSORS:
+        raise wrong(f"Block size {block_size}, compressor {compression}.")
+    if used > length:
+        raise wrong(f"It is cut off: {length} of {used} bytes.")
+    if any(table > used and table != 0xFFFFFFFFFFFFFFFF for table in tables):
+        raise wrong("A table lies outside the file.")
+    return Superblock(
+        inodes=inodes,
+        modified=modified,
+        block_size=block_size,
+        compression=_COMPRESSORS[compression],
+        version=(major, minor),
+        size=used,
+    )
+
+
+def writer_argv(path: str, options: SquashfsOptions) -> list[str]:
+    """The command that turns a tar on its standard input into a squashfs at ``path``.
+
+    tar2sqfs, or mksquashfs from 4.6 on where it is missing: 4.5 drops the leading ``/`` of a symlink target in an
+    extended header, and cannot set a compression level from a tar.
+
+    Raises:
+        ToolMissing: neither is there.
+    """
+    level = options.compression in _LEVELS and options.level > 0
+    jobs = str(len(os.sched_getaffinity(0)))
+    tool = _process.find_tool("tar2sqfs")
+    if tool is not None:
+        argv = [tool, "--quiet", "--force", "--no-skip", "--compressor", options.compression]
+        if level:
+            argv += ["--comp-extra", f"level={options.level}"]
+        return [*argv, "--block-size", str(options.block_size), "--num-jobs", jobs, path]
+    tool = _process.find_tool("mksquashfs")
+    if tool is None or mksquashfs_version(tool) < (4, 6):
+        raise ToolMissing(
+            "No program is installed that writes squashfs files",
+            "Needed to flatten images: tar2sqfs, or mksquashfs 4.6 or newer.",
+            "Ask an administrator for: apt-get install squashfs-tools-ng   (or by conda-forge: squashfs-tools-ng)",
+        )
+    argv = [tool, "-", path, "-tar", "-quiet", "-no-progress", "-noappend", "-comp", options.compression]
+    if level:
+        argv += ["-Xcompression-level", str(options.level)]
+    return [*argv, "-b", str(options.block_size), "-processors", jobs]
+
+
+def mksquashfs_version(tool: str) -> tuple[int, int]:
+    """Major and minor version of a mksquashfs; (0, 0) if it does not say."""
+    found = re.search(rb"mksquashfs version (\d+)\.(\d+)", _process.run([tool, "-version"], check=False).stdout)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+class SquashfsWriter:
+    """Writes one squashfs from a tar stream; a context manager.
+
+    Leaving the block without :meth:`finish` kills the program and removes the file.
+    """
+
+    def __init__(self, path: str, options: SquashfsOptions) -> None:
+        self._path = path
+        self._messages: IO[bytes] = tempfile.TemporaryFile()  # a pipe that nobody reads could block the program
+        self._program = _process.spawn(
+            writer_argv(path, options),
+            stdin=_process.PIPE,
+            stdout=self._messages,
+            stderr=self._messages,
+            # Ctrl-C goes to us, and we end it; it must not write half an answer to a terminal.
+            start_new_session=True,
+        )
+        assert self._program.stdin is not None
+        self._pipe = self._program.stdin.fileno()
+        # The default of 64 KiB costs sixteen times the switches between the two processes.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self._pipe, _F_SETPIPE_SZ, 1 << 20)
+        self._finished = False
+
+    def __enter__(self) -> SquashfsWriter:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Pass some bytes of the tar on.
+
+        Raises:
+            StoreFull: no space is left.
+            ToolFailed: the program has ended before its input did.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._pipe, view) :]
+        except BrokenPipeError:
+            raise self._failure() from None
+
+    def finish(self) -> Superblock:
+        """End the tar, wait for the program and check what it wrote.
+
+        Raises:
+            StoreFull: no space is left.
+            ToolFailed: the program failed.
+        """
+        assert self._program.stdin is not None
+        self._program.stdin.close()
+        if self._program.wait() != 0:
+            raise self._failure()
+        found = read_superblock(self._path)
+        self._finished = True
+        self._messages.close()
+        return found
+
+    def close(self) -> None:
+        """Kill the program and remove the file, unless finished.  Idempotent."""
+        if self._finished:
+            return
+        self._finished = True
+        self._program.kill()
+        self._program.wait()
+        with contextlib.suppress(OSError):
+            if self._program.stdin is not None:
+                self._program.stdin.close()
+        self._messages.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+    def _failure(self) -> StoreFull | ToolFailed:
+        status = self._program.wait()
+        self._messages.seek(0)
+        said = _process.tail(self._messages)
+        name = os.path.basename(str(self._program.args[0]))  # type: ignore[index]
+        directory = os.path.dirname(self._path)
+        if "o space left" in said or "uota exceeded" in said or _is_full(directory):
+            return StoreFull(
+                f"No space is left in {directory}", said, "Make room (udi gc), or set UDI_STORE to another file system."
+            )
+        return ToolFailed(f"{name} failed with {_process.describe_status(status)}", said)
+
+
+def _is_full(directory: str) -> bool:
+    try:
+        seen = os.statvfs(directory)
+    except OSError:
+        return False
+    return seen.f_bavail * seen.f_frsize < 1 << 20
