@@ -132,9 +132,12 @@ class SquashfsWriter:
 
     def __init__(self, path: str, options: SquashfsOptions) -> None:
         self._path = path
+        argv = writer_argv(path, options)
+        #: Name of the program, for the image's record.
+        self.tool = os.path.basename(argv[0])
         self._messages: IO[bytes] = tempfile.TemporaryFile()  # a pipe that nobody reads could block the program
         self._program = _process.spawn(
-            writer_argv(path, options),
+            argv,
             stdin=_process.PIPE,
             stdout=self._messages,
             stderr=self._messages,
@@ -202,13 +205,12 @@ class SquashfsWriter:
         status = self._program.wait()
         self._messages.seek(0)
         said = _process.tail(self._messages)
-        name = os.path.basename(str(self._program.args[0]))  # type: ignore[index]
         directory = os.path.dirname(self._path)
         if "o space left" in said or "uota exceeded" in said or _is_full(directory):
             return StoreFull(
                 f"No space is left in {directory}", said, "Make room (udi gc), or set UDI_STORE to another file system."
             )
-        return ToolFailed(f"{name} failed with {_process.describe_status(status)}", said)
+        return ToolFailed(f"{self.tool} failed with {_process.describe_status(status)}", said)
 
 
 def _is_full(directory: str) -> bool:

@@ -1,0 +1,211 @@
+"""One verb: make an image be in the store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from udi_core import lease
+from udi_core import store as stores
+from udi_core.config import Config
+from udi_core.errors import ImageAbsent
+from udi_core.flatten import FlattenReport, flatten
+from udi_core.layer import LayerInput
+from udi_core.manifest import Descriptor, Platform, host_platform, parse_platform
+from udi_core.progress import Progress, ProgressSink, ignore
+from udi_core.reference import ImageReference
+from udi_core.sources import ResolvedImage, Source, open_source, resolve
+from udi_core.squashfs import SquashfsOptions, SquashfsWriter
+from udi_core.store import ImageStore, PythonInfo, StoredImage
+
+# First two bytes of a .pyc, little-endian (CPython, Include/internal/pycore_magic_number.h and its predecessors).
+_MAGIC = {
+    "3.6": 3379,
+    "3.7": 3394,
+    "3.8": 3413,
+    "3.9": 3425,
+    "3.10": 3439,
+    "3.11": 3495,
+    "3.12": 3531,
+    "3.13": 3571,
+    "3.14": 3627,
+}
+
+
+def pull(
+    reference: ImageReference,
+    store: ImageStore,
+    config: Config,
+    *,
+    platform: Platform | None = None,
+    force: bool = False,
+    progress: ProgressSink = ignore,
+) -> StoredImage:
+    """Make the image that a reference names be in the store, and tag it.
+
+    Idempotent: an image that is there is not fetched again (``force`` makes it anew), and costs one request to the
+    registry; a digest or id that is there costs none.  Of many processes on many nodes that pull one digest, one
+    works and the others wait for it.  If it fails, the store is as it was.
+
+    Raises:
+        UdiError: each of the tree's branches; see :mod:`udi_core.errors`.
+    """
+    if platform is None and config.platform:
+        platform = parse_platform(config.platform)
+    pinned = reference.transport == "id" or (reference.transport == "docker" and reference.digest is not None)
+    if pinned and not force:
+        try:
+            return store.lookup(reference, platform)
+        except ImageAbsent:
+            if reference.transport == "id":
+                raise
+    store.prepare()
+    progress(Progress("resolve", reference.short, 0, 1, "images"))
+    wanted = platform or host_platform()
+    with open_source(reference, config) as source:
+        resolved = resolve(source, wanted)
+        progress(Progress("resolve", reference.short, 1, 1, "images"))
+        image = _produce(reference, resolved, source, store, config, force, progress)
+    store.set_tag(reference, resolved.named, wanted, image.digest)
+    return image
+
+
+def _produce(
+    reference: ImageReference,
+    resolved: ResolvedImage,
+    source: Source,
+    store: ImageStore,
+    config: Config,
+    force: bool,
+    progress: ProgressSink,
+) -> StoredImage:
+    digest = resolved.manifest.digest
+
+    def there() -> bool:
+        try:
+            store.image(digest)
+        except ImageAbsent:
+            return False
+        return True
+
+    def waiting(holder: str, note: str) -> None:
+        progress(Progress("wait", digest[7:19], 0, None, "", f"{holder}: {note}" if note else holder))
+
+    if not force and there():
+        return store.image(digest)
+    started_without = not there()
+    held = lease.wait(store.lease_path(digest), lambda: started_without and there(), waiting)
+    if held is None:
+        return store.image(digest)
+    with held:
+        if not force and there():
+            return store.image(digest)
+
+        def show(event: Progress) -> None:
+            if event.total:
+                held.tell(f"{event.phase} {event.done * 100 // event.total} %")
+            progress(event)
+
+        with store.staging(digest) as staging:
+            made = _flatten(resolved, source, store.staged_squashfs(staging), config, show)
+            held.check()
+            return store.publish(staging, _describe(reference, resolved, made), replace=force)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    path: str
+    size: int
+    sha256: str
+    report: FlattenReport
+    tool: str
+
+
+def _flatten(resolved: ResolvedImage, source: Source, path: str, config: Config, progress: ProgressSink) -> _Made:
+    options = SquashfsOptions(
+        compression=config.compression, level=config.compression_level, block_size=config.block_size
+    )
+    layers = [
+        LayerInput(descriptor=layer, diff_id=diff_id, open=_opener(source, layer))
+        for layer, diff_id in zip(resolved.manifest.layers, resolved.config.diff_ids, strict=True)
+    ]
+    writer: SquashfsWriter | None = None
+
+    def start() -> Callable[[bytes | memoryview], object]:
+        nonlocal writer
+        if writer is not None:
+            writer.close()
+        writer = SquashfsWriter(path, options)
+        return writer.write
+
+    try:
+        report = flatten(layers, start, progress=progress)
+        assert writer is not None
+        writer.finish()
+    finally:
+        if writer is not None:
+            writer.close()
+    state = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            state.update(chunk)
+    return _Made(path=path, size=os.path.getsize(path), sha256=state.hexdigest(), report=report, tool=writer.tool)
+
+
+def _opener(source: Source, layer: Descriptor) -> Callable[[], Iterator[bytes]]:
+    return lambda: source.stream(layer)
+
+
+def _describe(reference: ImageReference, resolved: ResolvedImage, made: _Made) -> StoredImage:
+    return StoredImage(
+        digest=resolved.manifest.digest,
+        squashfs=made.path,
+        size=made.size,
+        squashfs_sha256=made.sha256,
+        config=resolved.config,
+        created=stores.now(),
+        reference=str(reference),
+        python=find_python(made.report.programs, resolved.config.env.get("PATH", "")),
+        shell=find_shell(made.report.programs),
+        tools={"squashfs": made.tool},
+    )
+
+
+def find_python(programs: dict[str, str | None], path: str) -> PythonInfo | None:
+    """The Python 3 that a shell in the image would find, from the programs that flattening saw."""
+    for directory in (path or "/usr/local/bin:/usr/bin:/bin").split(":"):
+        for name in ("python3", "python"):
+            start = f"{directory.rstrip('/')}/{name}"
+            end = _follow(programs, start)
+            version = end and re.search(r"python(3\.\d+)[^/]*$", end)
+            if version:
+                magic = _MAGIC.get(version[1])
+                packed = magic.to_bytes(2, "little") + b"\r\n" if magic else b""
+                return PythonInfo(path=start, version=version[1], magic=packed.hex())
+    return None
+
+
+def find_shell(programs: dict[str, str | None]) -> str:
+    """Absolute path of bash, else of sh, else ""."""
+    for path in ("/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash", "/bin/sh", "/usr/bin/sh"):
+        if _follow(programs, path):
+            return path
+    return ""
+
+
+def _follow(programs: dict[str, str | None], path: str) -> str | None:
+    """Where a chain of links ends, or None if it leaves what is known."""
+    for _ in range(10):
+        name = path.lstrip("/")
+        if name not in programs and not name.startswith("usr/"):
+            name = "usr/" + name  # merged /usr: /bin is a symlink to usr/bin
+        if name not in programs:
+            return None
+        target = programs[name]
+        if target is None:
+            return "/" + name
+        path = os.path.normpath(os.path.join("/", os.path.dirname(name), target))
+    return None

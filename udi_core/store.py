@@ -1,0 +1,540 @@
+"""The image store: plain files on a file system that all nodes share, and the only code that knows their paths.
+
+::
+
+    images/sha256/<aa>/<hex>/image.squashfs   immutable once published; <hex> is the platform manifest's digest
+    images/sha256/<aa>/<hex>/image.json       what is known of it; see StoredImage
+    tags/<registry>/<repository>/<tag>.json   what a reference was seen to name, and when
+    uses/sha256/<hex>/<node>                  nodes that have it mounted
+    tmp/  locks/
+
+Readers take no lock.  An image is published by one rename of a whole directory, so a reader sees all of it or none;
+a tag by one rename of a file, so a reader sees the old digest or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from udi_core.errors import CorruptImage, ImageAbsent, StoreError, StoreFull, UsageError
+from udi_core.manifest import ImageConfig, Platform
+from udi_core.reference import ImageReference
+
+_SQUASHFS = "image.squashfs"
+_RECORD = "image.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PythonInfo:
+    """The Python of an image.
+
+    Attributes:
+        path: absolute path in the image.
+        version: ``3.11``.
+        magic: hexadecimal magic number of its bytecode, or "" if unknown.
+    """
+
+    path: str
+    version: str
+    magic: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """An image in the store.
+
+    Attributes:
+        digest: digest of its platform manifest: the image's identity.
+        squashfs: absolute path of the squashfs.
+        size: of the squashfs, in bytes.
+        squashfs_sha256: hexadecimal digest of the squashfs itself.
+        created: when it was flattened, ISO 8601, UTC.
+        reference: canonical form of the reference that it was first pulled by.
+        tools: versions of the programs that made it.
+        shell: absolute path of bash, or of sh where there is no bash; "" if there is neither.
+    """
+
+    digest: str
+    squashfs: str
+    size: int
+    squashfs_sha256: str
+    config: ImageConfig
+    created: str
+    reference: str
+    python: PythonInfo | None = None
+    shell: str = ""
+    tools: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tag:
+    """What a reference was seen to name.
+
+    Attributes:
+        digest: what the source said: an index's or a manifest's digest.
+        images: platform -> digest of its image.
+        seen: when, ISO 8601, UTC.
+    """
+
+    reference: str
+    digest: str
+    images: dict[str, str]
+    seen: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcReport:
+    """What gc removed (or would remove): digests of images, bytes, and left-overs of killed processes."""
+
+    images: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
+    freed: int = 0
+
+
+class ImageStore:
+    """A store below ``root``; nothing is created before something is written."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    # Reading: no locks, no more than two files opened.
+
+    def lookup(self, reference: ImageReference, platform: Platform | None = None) -> StoredImage:
+        """The image that a reference named when it was last pulled; no network.
+
+        Raises:
+            ImageAbsent: it was never pulled, or was removed.
+        """
+        if reference.transport == "id":
+            return self.image(self.expand(reference.digest or ""))
+        if reference.transport == "docker" and reference.digest and reference.tag is None:
+            with contextlib.suppress(ImageAbsent):
+                return self.image(reference.digest)  # a platform manifest's digest is the image's own
+        tag = self.tag(reference)
+        digest = tag and _pick(tag.images, platform)
+        if not digest:
+            raise ImageAbsent(
+                f"{reference.short} is not in the store",
+                f"The store is {self.root}.",
+                f"Pull it first: udi pull {reference.short}",
+            )
+        return self.image(digest)
+
+    def image(self, digest: str) -> StoredImage:
+        """The image of a digest.
+
+        Raises:
+            ImageAbsent: it is not here.
+            StoreError: its record is damaged.
+        """
+        directory = self._image_directory(digest)
+        try:
+            with open(os.path.join(directory, _RECORD), "rb") as file:
+                return _parse_image(json.load(file), digest, os.path.join(directory, _SQUASHFS))
+        except FileNotFoundError:
+            raise ImageAbsent(
+                f"Image {digest[:19]} is not in the store",
+                f"The store is {self.root}.",
+                "udi images lists what is there.",
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"The record of image {digest[:19]} cannot be read",
+                f"{directory}/{_RECORD}: {error}",
+                "Pull the image again with --force.",
+            ) from error
+
+    def expand(self, prefix: str) -> str:
+        """The digest whose hexadecimal digits begin with ``prefix``.
+
+        Raises:
+            ImageAbsent: there is none.
+            UsageError: there are several.
+        """
+        shard = os.path.join(self.root, "images", "sha256", prefix[:2])
+        found = [name for name in _listdir(shard) if name.startswith(prefix)]
+        if not found:
+            raise ImageAbsent(
+                f"There is no image {prefix} in the store", f"The store is {self.root}.", "See: udi images"
+            )
+        if len(found) > 1:
+            raise UsageError(
+                f"{prefix} is the beginning of {len(found)} image ids", "\n".join(found), "Give more digits."
+            )
+        return "sha256:" + found[0]
+
+    def tag(self, reference: ImageReference) -> Tag | None:
+        """What a reference was last seen to name, or None."""
+        try:
+            with open(self._tag_path(reference), "rb") as file:
+                return _parse_tag(json.load(file))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"The tag of {reference.short} cannot be read", str(error), f"Pull it again: udi pull {reference.short}"
+            ) from error
+
+    def images(self) -> Iterator[StoredImage]:
+        """All images, by digest; damaged ones are passed over (``udi verify`` finds them)."""
+        top = os.path.join(self.root, "images", "sha256")
+        for shard in _listdir(top):
+            for name in _listdir(os.path.join(top, shard)):
+                with contextlib.suppress(StoreError):
+                    yield self.image("sha256:" + name)
+
+    def tags(self) -> Iterator[Tag]:
+        """All tags."""
+        for directory, _, names in sorted(os.walk(os.path.join(self.root, "tags"))):
+            for name in sorted(names):
+                if name.endswith(".json"):
+                    try:
+                        with open(os.path.join(directory, name), "rb") as file:
+                            tag = _parse_tag(json.load(file))
+                    except (OSError, ValueError, KeyError, TypeError):
+                        continue
+                    yield tag
+
+    # Writing.
+
+    def prepare(self) -> None:
+        """Make the store's directories; idempotent.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        with translated(self.root):
+            for name in ("images/sha256", "tags", "tmp", "locks", "uses"):
+                os.makedirs(os.path.join(self.root, name), exist_ok=True)
+            if not os.access(os.path.join(self.root, "tmp"), os.W_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), self.root)
+
+    def lease_path(self, digest: str) -> str:
+        """Where the lease of a digest's producer is."""
+        return os.path.join(self.root, "locks", digest.replace(":", "-"))
+
+    @contextlib.contextmanager
+    def staging(self, digest: str) -> Iterator[str]:
+        """A directory of one's own, in which an image is made; removed at the end if it was not published."""
+        self.prepare()
+        path = os.path.join(self.root, "tmp", f"{digest[7:19]}.{os.uname().nodename}.{os.getpid()}.{time.time_ns()}")
+        with translated(self.root):
+            os.mkdir(path)
+        try:
+            yield path
+        finally:
+            _remove_tree(path)
+
+    def staged_squashfs(self, staging: str) -> str:
+        """Path of the squashfs in a staging directory."""
+        return os.path.join(staging, _SQUASHFS)
+
+    def publish(self, staging: str, image: StoredImage, *, replace: bool = False) -> StoredImage:
+        """Make a staged image visible, all at once.
+
+        If the image is there already, that one stays, unless ``replace``: then a reader may for an instant find
+        none, and must look again.
+
+        Raises:
+            StoreFull, StoreError: it cannot be written; nothing was published.
+        """
+        final = self._image_directory(image.digest)
+        with translated(self.root):
+            os.chmod(os.path.join(staging, _SQUASHFS), 0o444)
+            _write_json(os.path.join(staging, _RECORD), _format_image(image))
+            _sync(os.path.join(staging, _SQUASHFS))
+            _sync(staging)
+            os.makedirs(os.path.dirname(final), exist_ok=True)
+            os.chmod(staging, 0o755)  # noqa: S103 - readers of a shared store; mkdir applied the umask
+            if replace and os.path.isdir(final):
+                old = f"{staging}.old"
+                os.rename(final, old)
+                os.rename(staging, final)
+                _remove_tree(old)
+            else:
+                try:
+                    os.rename(staging, final)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+            _sync(os.path.dirname(final))
+        return self.image(image.digest)
+
+    def set_tag(self, reference: ImageReference, digest: str, platform: Platform, image: str) -> None:
+        """Record what a reference names.  Atomic; other platforms' images stay if the digest is unchanged."""
+        before = self.tag(reference)
+        images = dict(before.images) if before and before.digest == digest else {}
+        images[str(platform)] = image
+        path = self._tag_path(reference)
+        document = {"reference": str(reference), "digest": digest, "images": images, "seen": now()}
+        if before and (before.digest, before.images) == (digest, images):
+            return
+        with translated(self.root):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            temporary = f"{path}.{os.uname().nodename}.{os.getpid()}.tmp"
+            _write_json(temporary, document)
+            os.replace(temporary, path)
+
+    def untag(self, reference: ImageReference) -> bool:
+        """Forget a tag; False if there was none.  The image stays until gc."""
+        with translated(self.root):
+            try:
+                os.unlink(self._tag_path(reference))
+            except FileNotFoundError:
+                return False
+        return True
+
+    def remove(self, digest: str) -> int:
+        """Remove an image, and all tags that name it; the bytes that were freed.
+
+        Raises:
+            ImageAbsent: it is not here.
+            StoreError: a node has it mounted.
+        """
+        image = self.image(digest)
+        users = self.users(digest)
+        if users:
+            raise StoreError(
+                f"Image {digest[:19]} is in use",
+                f"It is mounted on: {', '.join(users)}.",
+                "Try again when the tasks end.",
+            )
+        with translated(self.root):
+            for tag in list(self.tags()):
+                if digest in tag.images.values():
+                    self.untag(ImageReference.parse(tag.reference))
+            self._discard(digest)
+        return image.size
+
+    def _discard(self, digest: str) -> None:
+        # Renamed first: a reader must never find half of an image.
+        grave = os.path.join(self.root, "tmp", f"{digest[7:19]}.{os.getpid()}.{time.time_ns()}.gone")
+        os.rename(self._image_directory(digest), grave)
+        _remove_tree(grave)
+
+    def gc(
+        self,
+        *,
+        dry_run: bool = False,
+        busy: Callable[[str], bool] = lambda digest: False,
+        grace: float = 3600.0,
+        stale: float = 86400.0,
+    ) -> GcReport:
+        """Remove images that no tag names and no task uses, and what killed processes left behind.
+
+        Args:
+            dry_run: only report.
+            busy: whether this node has an image mounted.
+            grace: seconds that an image or left-over must be old: a pull publishes first and tags then.
+            stale: seconds after which another node's use counts as forgotten.
+        """
+        named = {digest for tag in self.tags() for digest in (*tag.images.values(), tag.digest)}
+        freed, images, leftovers = 0, [], []
+        for image in list(self.images()):
+            if image.digest in named or busy(image.digest) or self.users(image.digest, stale=stale):
+                continue
+            if _age(image.squashfs) < grace:
+                continue
+            images.append(image.digest)
+            freed += image.size
+            if not dry_run:
+                with translated(self.root):
+                    self._discard(image.digest)
+        for name in _listdir(os.path.join(self.root, "tmp")):
+            path = os.path.join(self.root, "tmp", name)
+            if _age(path, newest=True) > grace:
+                leftovers.append(name)
+                freed += _tree_size(path)
+                if not dry_run:
+                    _remove_tree(path)
+        return GcReport(images=tuple(images), leftovers=tuple(leftovers), freed=freed)
+
+    # Use by nodes.
+
+    def mark_use(self, digest: str, node: str) -> None:
+        """Say that a node has an image mounted.  A store that cannot be written is left alone."""
+        path = self._use_path(digest, node)
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w"):
+                os.utime(path)
+
+    def unmark_use(self, digest: str, node: str) -> None:
+        """Say that a node has unmounted an image; idempotent."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._use_path(digest, node))
+
+    def users(self, digest: str, *, stale: float = 86400.0) -> list[str]:
+        """The nodes that have an image mounted; marks older than ``stale`` seconds are not counted."""
+        directory = os.path.dirname(self._use_path(digest, "x"))
+        return [name for name in _listdir(directory) if _age(os.path.join(directory, name)) < stale]
+
+    def _use_path(self, digest: str, node: str) -> str:
+        return os.path.join(self.root, "uses", digest.replace(":", "/"), node)
+
+    def _image_directory(self, digest: str) -> str:
+        algorithm, _, name = digest.partition(":")
+        return os.path.join(self.root, "images", algorithm, name[:2], name)
+
+    def _tag_path(self, reference: ImageReference) -> str:
+        top = os.path.join(self.root, "tags")
+        if reference.transport != "docker":
+            import hashlib
+
+            name = hashlib.sha256(str(reference).encode("utf-8", "surrogateescape")).hexdigest()
+            return os.path.join(top, reference.transport, name + ".json")
+        name = reference.tag or ""
+        if reference.digest:
+            name += "@" + reference.digest.replace(":", "-")
+        # A repository may be called like another's tag file; "_tags" cannot be a path component of one.
+        return os.path.join(top, reference.registry, reference.repository, "_tags", name + ".json")
+
+
+def now() -> str:
+    """The present, ISO 8601, UTC, whole seconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+@contextlib.contextmanager
+def translated(root: str) -> Iterator[None]:
+    """Turn the operating system's errors of writing the store into the store's own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(
+                f"No space is left in the store {root}", str(error), "Make room: udi gc; or set UDI_STORE elsewhere."
+            ) from error
+        raise StoreError(
+            f"The store {root} cannot be written",
+            str(error),
+            "Set UDI_STORE to a directory of your own, or ask the owner of this one.",
+        ) from error
+
+
+def _pick(images: dict[str, str], platform: Platform | None) -> str | None:
+    if platform is not None:
+        return images.get(str(platform))
+    # Without a wish it is this machine's: the newest pull without --platform, which comes last.
+    return next(reversed(images.values()), None)
+
+
+def _parse_image(document: dict[str, Any], digest: str, squashfs: str) -> StoredImage:
+    config = document["config"]
+    python = document.get("python")
+    return StoredImage(
+        digest=digest,
+        squashfs=squashfs,
+        size=int(document["size"]),
+        squashfs_sha256=document["squashfs_sha256"],
+        config=ImageConfig(
+            platform=Platform(**config["platform"]),
+            env=config["env"],
+            entrypoint=tuple(config["entrypoint"]),
+            cmd=tuple(config["cmd"]),
+            workdir=config["workdir"],
+            user=config["user"],
+            labels=config["labels"],
+            diff_ids=tuple(config["diff_ids"]),
+            created=config["created"],
+        ),
+        created=document["created"],
+        reference=document["reference"],
+        python=PythonInfo(**python) if python else None,
+        shell=document.get("shell", ""),
+        tools=document.get("tools", {}),
+    )
+
+
+def _format_image(image: StoredImage) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    document = asdict(image)
+    # The directory's own name and place say these; a store may be moved.
+    del document["digest"], document["squashfs"]
+    return {"version": 1, **document}
+
+
+def _parse_tag(document: dict[str, Any]) -> Tag:
+    return Tag(
+        reference=document["reference"],
+        digest=document["digest"],
+        images=dict(document["images"]),
+        seen=document["seen"],
+    )
+
+
+def verify(image: StoredImage, chunk: int = 1 << 20) -> None:
+    """Read an image's squashfs and compare it with its digest.
+
+    Raises:
+        CorruptImage: it was damaged.
+    """
+    import hashlib
+
+    state = hashlib.sha256()
+    with open(image.squashfs, "rb") as file:
+        while data := file.read(chunk):
+            state.update(data)
+    if state.hexdigest() != image.squashfs_sha256:
+        raise CorruptImage(
+            f"Image {image.digest[:19]} is damaged",
+            f"{image.squashfs}\nexpected sha256:{image.squashfs_sha256}\nfound    sha256:{state.hexdigest()}",
+            f"Pull it anew: udi pull --force {image.reference}",
+        )
+
+
+def _write_json(path: str, document: dict[str, Any]) -> None:
+    with open(path, "w") as file:
+        json.dump(document, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _listdir(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _age(path: str, *, newest: bool = False) -> float:
+    """Seconds since a file (or, with ``newest``, anything directly in a directory) was modified."""
+    try:
+        times = [os.lstat(path).st_mtime]
+        if newest:
+            times += [os.lstat(os.path.join(path, name)).st_mtime for name in _listdir(path)]
+    except OSError:
+        return 0.0
+    return time.time() - max(times)
+
+
+def _tree_size(path: str) -> int:
+    if not os.path.isdir(path):
+        return os.lstat(path).st_size
+    return sum(os.lstat(os.path.join(top, name)).st_size for top, _, names in os.walk(path) for name in names)
+
+
+def _remove_tree(path: str) -> None:
+    import shutil
+
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
