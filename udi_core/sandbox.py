@@ -165,7 +165,9 @@ class Host:
     bwrap: str
 
     @classmethod
-    def observe(cls, mounted: MountedImage, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> Host:
+    def observe(
+        cls, mounted: MountedImage, *, environ: Mapping[str, str] | None = None, cwd: str | None = None
+    ) -> Host:
         """The calling process, on this node.
 
         Raises:
