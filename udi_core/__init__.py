@@ -1,1 +1,99 @@
-"""The core of UDI: pull, flatten, mount and enter images; knows nothing of any workflow engine."""
+"""The core of UDI: pull, flatten, mount and enter images; knows nothing of any workflow engine.
+
+What this package exports is what adapters may use.  Names are imported when they are first used, so that a task
+that starts in a warm image does not load the HTTP client.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from udi_core._process import DEVNULL as DEVNULL
+    from udi_core._process import PIPE as PIPE
+    from udi_core._process import STDOUT as STDOUT
+    from udi_core._process import Process as Process
+    from udi_core._process import TimeoutExpired as TimeoutExpired
+    from udi_core._process import find_tool as find_tool
+    from udi_core._process import require_tool as require_tool
+    from udi_core._process import run as run
+    from udi_core._process import spawn as spawn
+    from udi_core.config import Config as Config
+    from udi_core.config import load_config as load_config
+    from udi_core.errors import AccessDenied as AccessDenied
+    from udi_core.errors import CommandNotFound as CommandNotFound
+    from udi_core.errors import ConfigError as ConfigError
+    from udi_core.errors import CorruptImage as CorruptImage
+    from udi_core.errors import HostileImage as HostileImage
+    from udi_core.errors import ImageAbsent as ImageAbsent
+    from udi_core.errors import ImageNotFound as ImageNotFound
+    from udi_core.errors import InvalidReference as InvalidReference
+    from udi_core.errors import LaunchError as LaunchError
+    from udi_core.errors import MountError as MountError
+    from udi_core.errors import NotExecutable as NotExecutable
+    from udi_core.errors import PolicyError as PolicyError
+    from udi_core.errors import RegistryError as RegistryError
+    from udi_core.errors import StoreError as StoreError
+    from udi_core.errors import StoreFull as StoreFull
+    from udi_core.errors import ToolFailed as ToolFailed
+    from udi_core.errors import ToolMissing as ToolMissing
+    from udi_core.errors import UdiError as UdiError
+    from udi_core.errors import UnsupportedImage as UnsupportedImage
+    from udi_core.errors import UsageError as UsageError
+    from udi_core.launch import enter as enter
+    from udi_core.manifest import Platform as Platform
+    from udi_core.manifest import host_platform as host_platform
+    from udi_core.manifest import parse_platform as parse_platform
+    from udi_core.mount import MountedImage as MountedImage
+    from udi_core.mount import NodeMounts as NodeMounts
+    from udi_core.progress import Progress as Progress
+    from udi_core.progress import ProgressSink as ProgressSink
+    from udi_core.progress import ignore as ignore
+    from udi_core.pull import pull as pull
+    from udi_core.reference import ImageReference as ImageReference
+    from udi_core.sandbox import Host as Host
+    from udi_core.sandbox import Launch as Launch
+    from udi_core.sandbox import LaunchSpec as LaunchSpec
+    from udi_core.sandbox import build as build
+    from udi_core.sandbox import execute as execute
+    from udi_core.store import ImageStore as ImageStore
+    from udi_core.store import PythonInfo as PythonInfo
+    from udi_core.store import StoredImage as StoredImage
+    from udi_core.volumes import Volume as Volume
+
+_EXPORTS = {
+    "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
+    "config": "Config load_config",
+    "errors": (
+        "AccessDenied CommandNotFound ConfigError CorruptImage HostileImage ImageAbsent ImageNotFound"
+        " InvalidReference LaunchError MountError NotExecutable PolicyError RegistryError StoreError StoreFull"
+        " ToolFailed ToolMissing UdiError UnsupportedImage UsageError"
+    ),
+    "launch": "enter",
+    "manifest": "Platform host_platform parse_platform",
+    "mount": "MountedImage NodeMounts",
+    "progress": "Progress ProgressSink ignore",
+    "pull": "pull",
+    "reference": "ImageReference",
+    "sandbox": "Host Launch LaunchSpec build execute",
+    "store": "ImageStore PythonInfo StoredImage",
+    "volumes": "Volume",
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # A submodule of the same name (pull) would take the place of the function: set it last, and for good.
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

@@ -37,14 +37,22 @@ class Credential:
 
 
 class Credentials:
-    """Looks credentials up; files are read at each look-up, so a fresh ``udi login`` is seen at once."""
+    """Looks credentials up; files are read at each look-up, so a fresh ``udi login`` is seen at once.
 
-    def __init__(self, auth_file: str = "", environ: Mapping[str, str] | None = None) -> None:
+    ``fixed`` is given for every registry, without looking anything up.
+    """
+
+    def __init__(
+        self, auth_file: str = "", environ: Mapping[str, str] | None = None, *, fixed: Credential | None = None
+    ) -> None:
+        self._fixed = fixed
         self._environ = os.environ if environ is None else environ
         self._auth_file = auth_file
 
     def find(self, registry: str) -> Credential | None:
         """The credential for a registry, or None: from its helper, the files' ``auths``, or the default helper."""
+        if self._fixed is not None:
+            return self._fixed
         username = self._environ.get("UDI_USERNAME")
         password = self._environ.get("UDI_PASSWORD")
         if username and password:

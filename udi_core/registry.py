@@ -83,6 +83,15 @@ class RegistryClient:
     def __exit__(self, *unused: object) -> None:
         self._session.close()
 
+    def ping(self) -> None:
+        """Ask for the API's root, with authentication: whether the credentials are right (distribution-spec, end-1).
+
+        Raises:
+            AccessDenied: they are not.
+            RegistryError: the registry cannot be reached.
+        """
+        self._get("", {}).close()
+
     def manifest(self, reference: str) -> tuple[bytes, str, str]:
         """Raw bytes, media type and digest of a manifest or index, by tag or digest.
 
@@ -161,7 +170,7 @@ class RegistryClient:
 
     def _get(self, path: str, headers: Mapping[str, str]) -> requests.Response:
         """One GET below the repository, with authentication, retries and safe redirects; the caller closes it."""
-        url = f"{self._base}/v2/{self.repository}/{path}"
+        url = f"{self._base}/v2/{self.repository}/{path}" if path else f"{self._base}/v2/"
         renewed = False
         for attempt in range(_RETRIES + 1):
             last = attempt == _RETRIES
@@ -232,7 +241,9 @@ class RegistryClient:
         realm = challenge["realm"]
         if self._base.startswith("https:") and not realm.startswith("https:"):
             raise self._denied("It sends passwords to an unencrypted token server.")
-        query = {"service": challenge.get("service", ""), "scope": f"repository:{self.repository}:pull"}
+        query = {"service": challenge.get("service", "")}
+        if self.repository:
+            query["scope"] = f"repository:{self.repository}:pull"
         try:
             if credential is not None and credential.identity_token:
                 form = {"grant_type": "refresh_token", "refresh_token": credential.identity_token, "client_id": "udi"}

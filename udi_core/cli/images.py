@@ -1,0 +1,172 @@
+"""Commands on the images of the store."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from udi_core.cli.show import json_document, lazy_progress, size, table
+from udi_core.config import load_config
+from udi_core.errors import ImageAbsent
+from udi_core.manifest import Platform, parse_platform
+from udi_core.reference import ImageReference
+from udi_core.store import ImageStore, StoredImage
+from udi_core.store import verify as verify_image
+
+
+def _platform(arguments: argparse.Namespace) -> Platform | None:
+    return parse_platform(arguments.platform) if arguments.platform else None
+
+
+def _store() -> ImageStore:
+    return ImageStore(load_config().store)
+
+
+def _lookup(arguments: argparse.Namespace) -> StoredImage:
+    platform = getattr(arguments, "platform", None)
+    return _store().lookup(ImageReference.parse(arguments.reference), parse_platform(platform) if platform else None)
+
+
+def describe(image: StoredImage) -> dict[str, Any]:
+    """An image as JSON."""
+    return {"id": image.digest.partition(":")[2], **asdict(image)}
+
+
+def pull(arguments: argparse.Namespace) -> int:
+    """``udi pull``"""
+    from udi_core.pull import pull as pull_image
+
+    config = load_config()
+    with lazy_progress(quiet=arguments.quiet or arguments.json) as progress:
+        image = pull_image(
+            ImageReference.parse(arguments.reference),
+            ImageStore(config.store),
+            config,
+            platform=_platform(arguments),
+            force=arguments.force,
+            progress=progress,
+        )
+    if arguments.json:
+        json_document(describe(image))
+    elif arguments.quiet:
+        print(image.digest.partition(":")[2])
+    else:
+        print(f"{ImageReference.parse(arguments.reference).short}  {image.digest}  {size(image.size)}")
+    return 0
+
+
+def images(arguments: argparse.Namespace) -> int:
+    """``udi images``"""
+    store = _store()
+    names: dict[str, list[str]] = {}
+    for tag in store.tags():
+        for digest in dict.fromkeys(tag.images.values()):
+            names.setdefault(digest, []).append(ImageReference.parse(tag.reference).short)
+    found = sorted(store.images(), key=lambda image: image.created, reverse=True)
+    if arguments.json:
+        json_document([{**describe(image), "tags": names.get(image.digest, [])} for image in found])
+    elif arguments.quiet:
+        for image in found:
+            print(image.digest.partition(":")[2])
+    else:
+        rows = [
+            [image.digest[7:19], size(image.size), image.created[:10], image.config.platform.architecture, name]
+            for image in found
+            for name in names.get(image.digest, ["-"])
+        ]
+        table(["IMAGE ID", "SIZE", "PULLED", "FOR", "REFERENCE"], rows)
+    return 0
+
+
+def lookup(arguments: argparse.Namespace) -> int:
+    """``udi lookup``: exit code 1 and no output if the image is not there, as a shell script wants it."""
+    try:
+        print(_lookup(arguments).digest.partition(":")[2])
+    except ImageAbsent:
+        return 1
+    return 0
+
+
+def path(arguments: argparse.Namespace) -> int:
+    """``udi path``"""
+    print(_lookup(arguments).squashfs)
+    return 0
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """``udi inspect``"""
+    image = _lookup(arguments)
+    if arguments.json:
+        json_document(describe(image))
+        return 0
+    config = image.config
+    python = f"{image.python.path} ({image.python.version})" if image.python else "none"
+    lines = [
+        ("image id", image.digest.partition(":")[2]),
+        ("pulled as", image.reference),
+        ("pulled at", image.created),
+        ("platform", str(config.platform)),
+        ("squashfs", f"{image.squashfs} ({size(image.size)})"),
+        ("squashfs sha256", image.squashfs_sha256),
+        ("python", python),
+        ("shell", image.shell or "none"),
+        ("entrypoint", " ".join(config.entrypoint) or "none"),
+        ("command", " ".join(config.cmd) or "none"),
+        ("workdir", config.workdir or "/"),
+        *(("env", f"{key}={value}") for key, value in config.env.items()),
+        *(("label", f"{key}={value}") for key, value in config.labels.items()),
+    ]
+    for key, value in lines:
+        print(f"{key + ':':17}{value}")
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """``udi verify``"""
+    image = _lookup(arguments)
+    verify_image(image)
+    print(f"{image.digest}  ok")
+    return 0
+
+
+def rm(arguments: argparse.Namespace) -> int:
+    """``udi rm``: a tag is forgotten, and its image removed if nothing else names it; an id removes the image."""
+    store = _store()
+    for text in arguments.references:
+        reference = ImageReference.parse(text)
+        image = store.lookup(reference)
+        if reference.transport == "id":
+            store.remove(image.digest)
+            print(f"removed {image.digest}")
+            continue
+        others = [
+            tag for tag in store.tags() if image.digest in tag.images.values() and tag.reference != str(reference)
+        ]
+        if others:
+            store.untag(reference)
+            print(f"forgot {reference.short}; its image stays, as {ImageReference.parse(others[0].reference).short}")
+        else:
+            store.remove(image.digest)
+            print(f"removed {reference.short}  {image.digest}")
+    return 0
+
+
+def gc(arguments: argparse.Namespace) -> int:
+    """``udi gc``"""
+    from udi_core.mount import NodeMounts
+
+    config = load_config()
+    store = ImageStore(config.store)
+    mounted = {state.digest for state in NodeMounts(config, store).status()}
+    report = store.gc(dry_run=arguments.dry_run, busy=mounted.__contains__, grace=arguments.grace)
+    if arguments.json:
+        json_document({**asdict(report), "dry_run": arguments.dry_run})
+        return 0
+    verb = "would remove" if arguments.dry_run else "removed"
+    for digest in report.images:
+        print(f"{verb} image {digest}")
+    for name in report.leftovers:
+        print(f"{verb} left-over {name}")
+    print(f"{verb} {len(report.images)} images, {len(report.leftovers)} left-overs, {size(report.freed)}")
+    return 0

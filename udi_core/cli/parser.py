@@ -1,0 +1,239 @@
+"""The table of commands and their arguments.  A command's module is imported only when it is run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from udi_core.errors import UsageError
+
+Parser = argparse.ArgumentParser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command.
+
+    Attributes:
+        help: one line.
+        arguments: adds its arguments to a parser.
+        run: ``module:function``; takes the parsed arguments, returns the exit code.
+    """
+
+    help: str
+    arguments: Callable[[Parser], None]
+    run: str
+
+
+def _reference(parser: Parser) -> None:
+    parser.add_argument("reference", metavar="REF", help="image reference, for example docker:ubuntu:24.04")
+
+
+def _json(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _platform(parser: Parser) -> None:
+    parser.add_argument("--platform", metavar="OS/ARCH[/VARIANT]", help="default: this machine's")
+
+
+def _pull(parser: Parser) -> None:
+    _reference(parser)
+    _platform(parser)
+    parser.add_argument("--force", action="store_true", help="make the image anew, even if it is there")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the image id only")
+    _json(parser)
+
+
+def _images(parser: Parser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="print ids only")
+    _json(parser)
+
+
+def _lookup(parser: Parser) -> None:
+    _reference(parser)
+    _platform(parser)
+
+
+def _inspect(parser: Parser) -> None:
+    _reference(parser)
+    _json(parser)
+
+
+def _environment(parser: Parser) -> None:
+    parser.add_argument(
+        "-V",
+        "--volume",
+        metavar="SRC:DST[:ro]",
+        action="append",
+        default=[],
+        help="show a file or directory of this machine in the image; may be repeated",
+    )
+    parser.add_argument("-e", "--env", metavar="K[=V]", action="append", default=[], help="set a variable")
+    parser.add_argument("--env-file", metavar="FILE", action="append", default=[], help="set the variables of a file")
+    parser.add_argument("--clearenv", action="store_true", help="pass no variable of this environment on")
+    parser.add_argument("-w", "--workdir", metavar="DIR", help="begin in this directory of the image")
+    parser.add_argument("--no-pull", action="store_true", help="fail if the image is not in the store")
+    _platform(parser)
+
+
+def _run(parser: Parser) -> None:
+    _environment(parser)
+    parser.add_argument(
+        "--entrypoint",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CMD",
+        help="run the image's entrypoint, or --entrypoint=CMD, in front of the command",
+    )
+    _reference(parser)
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …", help="default: the image's command")
+
+
+def _shell(parser: Parser) -> None:
+    _environment(parser)
+    _reference(parser)
+
+
+def _rm(parser: Parser) -> None:
+    parser.add_argument("references", nargs="+", metavar="REF", help="tag to forget, or id:HEX of an image to remove")
+
+
+def _gc(parser: Parser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    parser.add_argument("--grace", type=float, default=3600.0, metavar="S", help="keep what is younger (default 3600)")
+    _json(parser)
+
+
+def _node(parser: Parser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    status = verbs.add_parser("status", help="what this node has mounted")
+    _json(status)
+    warm = verbs.add_parser("warm", help="pull and mount images before tasks need them")
+    warm.add_argument("references", nargs="+", metavar="REF")
+    warm.add_argument("--no-pull", action="store_true", help="fail if an image is not in the store")
+    verbs.add_parser("clean", help="unmount all images that no task uses")
+
+
+def _login(parser: Parser) -> None:
+    parser.add_argument("registry", metavar="REGISTRY", help="for example ghcr.io")
+    parser.add_argument("-u", "--username", metavar="NAME")
+    parser.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
+
+
+def _logout(parser: Parser) -> None:
+    parser.add_argument("registry", metavar="REGISTRY")
+
+
+def _config(parser: Parser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _json(verbs.add_parser("show", help="each value and where it came from"))
+
+
+def _completion(parser: Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+
+
+COMMANDS = {
+    "pull": Command(help="bring an image into the store", arguments=_pull, run="images:pull"),
+    "images": Command(help="list the images in the store", arguments=_images, run="images:images"),
+    "lookup": Command(help="print an image's id, without network", arguments=_lookup, run="images:lookup"),
+    "path": Command(help="print the path of an image's squashfs", arguments=_lookup, run="images:path"),
+    "inspect": Command(help="show what is known of an image", arguments=_inspect, run="images:inspect"),
+    "verify": Command(help="compare an image's bytes with its digest", arguments=_reference, run="images:verify"),
+    "run": Command(help="run a command in an image", arguments=_run, run="run:run"),
+    "shell": Command(help="open a shell in an image", arguments=_shell, run="run:shell"),
+    "rm": Command(help="forget tags, remove images", arguments=_rm, run="images:rm"),
+    "gc": Command(help="remove images that no tag names and no task uses", arguments=_gc, run="images:gc"),
+    "node": Command(help="mounts on this node", arguments=_node, run="node:node"),
+    "login": Command(help="store a registry's password", arguments=_login, run="login:login"),
+    "logout": Command(help="forget a registry's password", arguments=_logout, run="login:logout"),
+    "doctor": Command(
+        help="say what is missing on this machine, and how to get it", arguments=_json, run="doctor:doctor"
+    ),
+    "config": Command(help="show the configuration", arguments=_config, run="config:config"),
+    "completion": Command(help="print a shell's completion script", arguments=_completion, run="completion:completion"),
+}
+
+#: Entry point group through which adapters add commands; each names a :class:`Command`.
+GROUP = "udi.commands"
+
+
+class _Parser(Parser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, "", f"See: {self.prog} --help")
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Parse a command line and run its command."""
+    name = argv[0] if argv else ""
+    command = COMMANDS.get(name)
+    if command is not None:
+        # The hot path: only this command's parser is built.
+        parser = _Parser(prog=f"udi {name}", description=command.help, allow_abbrev=False)
+        command.arguments(parser)
+        return _call(command, parser.parse_args(argv[1:]))
+    commands = {**COMMANDS, **plugins()}
+    if name in commands:
+        parser = _Parser(prog=f"udi {name}", description=commands[name].help, allow_abbrev=False)
+        commands[name].arguments(parser)
+        return _call(commands[name], parser.parse_args(argv[1:]))
+    everything = full_parser(commands)
+    if not argv:
+        everything.print_help()
+        return 2
+    if name == "--version":
+        from importlib.metadata import version
+
+        print("udi", version("udi-workflows"))
+        return 0
+    if name in ("-h", "--help", "help"):
+        everything.print_help()
+        return 0
+    import difflib
+
+    near = difflib.get_close_matches(name, commands, n=1)
+    raise UsageError(f"There is no command {name!r}", f"Did you mean {near[0]!r}?" if near else "", "See: udi --help")
+
+
+def full_parser(commands: dict[str, Command]) -> Parser:
+    """The parser of all commands, for help and completions."""
+    parser = _Parser(
+        prog="udi",
+        description="User defined images: pull a container image once, run every task inside it.",
+        epilog="Exit codes: 125 UDI's own failure while running a command, 126 not executable, 127 not found;"
+        " others in docs/exit-codes.md.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    verbs = parser.add_subparsers(dest="name", metavar="COMMAND")
+    for name, command in commands.items():
+        command.arguments(verbs.add_parser(name, help=command.help, description=command.help))
+    return parser
+
+
+def plugins() -> dict[str, Command]:
+    """The commands that installed adapters add."""
+    from importlib.metadata import entry_points
+
+    found: dict[str, Command] = {}
+    for each in entry_points(group=GROUP):
+        try:
+            command = each.load()
+        except ImportError as error:  # its framework is not installed; the core goes on without it
+            print(f"udi: the command {each.name} is not available: {error}", file=sys.stderr)
+            continue
+        found[each.name] = command
+    return found
+
+
+def _call(command: Command, arguments: argparse.Namespace) -> int:
+    module, _, function = command.run.partition(":")
+    if "." not in module:
+        module = f"udi_core.cli.{module}"
+    result: int = getattr(importlib.import_module(module), function)(arguments)
+    return result

@@ -1,0 +1,92 @@
+"""``udi run`` and ``udi shell``: the hot path; see the module list that tests/unit/udi_core/cli asserts."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from udi_core.config import load_config
+from udi_core.errors import UsageError
+from udi_core.launch import find
+from udi_core.mount import NodeMounts
+from udi_core.sandbox import Host, LaunchSpec, build, execute
+from udi_core.store import ImageStore, StoredImage
+from udi_core.volumes import Volume
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Become the command: returns only by raising."""
+    command = arguments.command
+    if command[:1] == ["--"]:
+        command = command[1:]
+    return _enter(arguments, tuple(command), arguments.entrypoint)
+
+
+def shell(arguments: argparse.Namespace) -> int:
+    """Become a shell of the image: bash if there is one, else sh."""
+    return _enter(arguments, None, False)
+
+
+def _enter(arguments: argparse.Namespace, command: tuple[str, ...] | None, entrypoint: bool | str) -> int:
+    config = load_config()
+    platform = None
+    if arguments.platform:
+        from udi_core.manifest import parse_platform
+
+        platform = parse_platform(arguments.platform)
+    from udi_core.cli.show import lazy_progress
+
+    with lazy_progress() as progress:
+        image = find(
+            arguments.reference, config, platform=platform, pull_missing=not arguments.no_pull, progress=progress
+        )
+    if command is None:
+        command = (image.shell or "/bin/sh", "-i")
+    spec = LaunchSpec(
+        command=command or _default(image, entrypoint),
+        volumes=tuple(Volume.parse(each) for each in arguments.volume),
+        env=dict(_assignment(each) for each in arguments.env),
+        env_file={key: value for path in arguments.env_file for key, value in read_env_file(path).items()},
+        clearenv=arguments.clearenv,
+        workdir=arguments.workdir,
+        entrypoint=entrypoint,
+    )
+    mounted = NodeMounts(config, ImageStore(config.store)).mount(image)
+    execute(build(spec, mounted, config, Host.observe(mounted)))
+
+
+def _default(image: StoredImage, entrypoint: bool | str) -> tuple[str, ...]:
+    command = image.config.cmd
+    if not command and not entrypoint:
+        raise UsageError("No command was given, and the image has none", "", "Write: udi run REF -- CMD …")
+    return command
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """``K=V``, or ``K`` with this environment's value (docker-run(1), --env)."""
+    key, equals, value = text.partition("=")
+    if not key:
+        raise UsageError(f"--env {text!r} is not K=V")
+    return key, value if equals else os.environ.get(key, "")
+
+
+def read_env_file(path: str) -> dict[str, str]:
+    """The variables of an env file: ``K=V`` or ``K`` on each line, ``#`` comments (docker-run(1), --env-file)."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except OSError as error:
+        raise UsageError(f"The env file {path} cannot be read", error.strerror or str(error)) from error
+    found = {}
+    for number, line in enumerate(lines, 1):
+        text = line.lstrip()
+        if not text or text.startswith("#"):
+            continue
+        if text.startswith("="):
+            raise UsageError(f"The env file {path} is malformed", f"line {number}: {line}", "Write K=V.")
+        key, value = _assignment(text)
+        found[key] = value
+    return found
