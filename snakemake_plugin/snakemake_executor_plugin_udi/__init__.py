@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from snakemake_interface_common.exceptions import WorkflowError
-from snakemake_interface_executor_plugins.executors.base import AbstractExecutor  # type: ignore[import-untyped]
-from snakemake_interface_executor_plugins.settings import CommonSettings  # type: ignore[import-untyped]
+from snakemake_interface_executor_plugins.executors.base import AbstractExecutor
+from snakemake_interface_executor_plugins.settings import CommonSettings
 
 common_settings = CommonSettings(non_local_exec=False, implies_no_shared_fs=False, job_deploy_sources=False)
 

@@ -1,0 +1,48 @@
+"""The front behind ``apptainer`` and ``singularity``: one request from the command line, carried out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from udi_core.errors import LaunchError, UdiError
+from udi_snakemake.arguments import ACTIONS, Action, Help, Inspect, Version, parse
+
+#: docker-run(1): UDI's own failure, told apart from the program's status.
+_OWN_FAILURE = 125
+
+
+def main(program: str, argv: Sequence[str]) -> int:
+    """Carry out one command line; returns the exit status, unless the process has become the program in the image."""
+    acting = bool(set(ACTIONS) & set(argv))
+    try:
+        request = parse(argv, os.environ, program)
+        acting = isinstance(request, Action)
+        if isinstance(request, Action):
+            from udi_snakemake.launching import launch
+
+            launch(request)
+        elif isinstance(request, Help):
+            from udi_snakemake.help import text
+
+            sys.stdout.write(text(program, request.topic))
+        elif isinstance(request, Version):
+            print(f"{program} version 1.4.5+udi" if program == "apptainer" else f"{program} version 3.11.5+udi")
+        elif isinstance(request, Inspect):
+            from udi_snakemake.inspecting import inspect
+
+            inspect(request)
+        else:
+            from udi_snakemake.pulling import pull
+
+            pull(request)
+    except UdiError as error:
+        for line in str(error).splitlines():
+            print(f"{program} (UDI): {line}", file=sys.stderr)
+        return _OWN_FAILURE if acting and not isinstance(error, LaunchError) else error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    return 0

@@ -1,0 +1,112 @@
+"""``pull``: a reference becomes an image in the store and a pointer file that names it for good."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import MutableMapping
+
+from udi_core import ImageAbsent, ImageStore, Progress, ProgressSink, UsageError, ignore
+from udi_core import pull as pull_into_store
+from udi_snakemake import images, pointer
+from udi_snakemake.arguments import PREFIXES, Pull, default_name
+from udi_snakemake.pointer import Pointer
+from udi_snakemake.resolving import agrees, front_config, locked_image, pin
+
+
+def pull(request: Pull) -> None:
+    """Carry out ``pull [FILE] IMAGE``."""
+    take_credentials(os.environ)
+    path = os.path.abspath(request.path or default_name(request.image))
+    written = fetch(
+        request.image,
+        path,
+        # Snakemake starts pull in the prefix; its own directory, where a lock file lies, is that of our parent.
+        run_directory=_parents_directory(),
+        force=request.force,
+        architecture=request.architecture,
+        plain_http=request.plain_http,
+        progress=ignore if request.quiet else show_lines,
+    )
+    if not request.quiet:
+        print(f"{path} points to {written.reference}, {written.digest}", file=sys.stderr)
+
+
+def fetch(
+    image: str,
+    path: str,
+    *,
+    run_directory: str | None = None,
+    force: bool = False,
+    architecture: str | None = None,
+    plain_http: bool = False,
+    progress: ProgressSink = ignore,
+) -> Pointer:
+    """Make sure that the store holds an image and that ``path`` points to it.
+
+    Idempotent, and safe for any number of processes on any number of nodes at once: one of them pulls, and all end
+    with the same pointer, because the first one written stays, unless ``force`` or a lock file wants another.
+    Needs no network where the pointer is there and its image is in the store.
+
+    Args:
+        image: a reference, or the path of a local image.
+        path: of the pointer file.
+        run_directory: where the lock file is looked for (default: the working directory).
+
+    Raises:
+        UdiError: of the reference, the registry, the store or the lock file.
+    """
+    config = front_config(os.environ)
+    named = images.understand(image, os.getcwd())
+    if isinstance(named, Pointer):
+        raise UsageError(f"{image} is a pointer file already", "", "Name what it should point to: docker://NAME:TAG")
+    if plain_http and named.transport == "docker":
+        config = dataclasses.replace(config, insecure_registries=(*config.insecure_registries, named.registry))
+    if architecture:
+        config = dataclasses.replace(config, platform=f"linux/{architecture}")
+    locked = locked_image(str(named), run_directory or os.getcwd(), os.environ)
+    existing = None if force else pointer.read(path)
+    wanted = pin(named, locked.digest) if locked else named
+    if existing is not None:
+        if existing.reference != str(named):
+            raise UsageError(
+                f"{path} points to {existing.reference}", f"It was to point to {named}.", "Use --force to replace it."
+            )
+        if locked is None or agrees(existing.digest, locked):
+            if is_stored(existing):
+                return existing
+            # Gone from the store: the same image comes back, wherever its tag points by now.
+            wanted = pin(named, existing.digest)
+    stored = pull_into_store(wanted, ImageStore(config.store), config, force=force, progress=progress)
+    fresh = Pointer(reference=str(named), digest=stored.digest, store=config.store)
+    return pointer.write(path, fresh, replace=force or existing is not None)
+
+
+def is_stored(named: Pointer) -> bool:
+    try:
+        ImageStore(named.store).image(named.digest)
+    except ImageAbsent:
+        return False
+    return True
+
+
+def take_credentials(environ: MutableMapping[str, str]) -> None:
+    """Hand ``APPTAINER_DOCKER_USERNAME`` and ``…_PASSWORD`` on under the names that UDI's registry client reads."""
+    for prefix in reversed(PREFIXES):
+        username, password = (environ.get(f"{prefix}_DOCKER_{what}") for what in ("USERNAME", "PASSWORD"))
+        if username and password:
+            environ["UDI_USERNAME"], environ["UDI_PASSWORD"] = username, password
+
+
+def show_lines(event: Progress) -> None:
+    """Plain lines: Snakemake keeps them, and shows them if the pull fails."""
+    if event.phase == "wait" or event.done == event.total:
+        print(f"{event.phase} {event.item} {event.note}".rstrip(), file=sys.stderr)
+
+
+def _parents_directory() -> str:
+    try:
+        return os.readlink(f"/proc/{os.getppid()}/cwd")
+    except OSError:
+        return os.getcwd()

@@ -1,0 +1,1 @@
+# The environment of the image was set by UDI before this shell was started.
