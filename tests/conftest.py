@@ -1,0 +1,104 @@
+"""Fixtures that every test may use; ``tests/support`` holds what they are made of."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import images, oci, tools, user
+from tests.support import registry as registries
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """``@pytest.mark.needs("bwrap", …)`` and ``@pytest.mark.root``."""
+    for marker in item.iter_markers("needs"):
+        tools.need(marker.args)
+    if item.get_closest_marker("root") and os.getuid() != 0:
+        pytest.skip("needs root; CI runs the tests as root too")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_site_configuration() -> Iterator[None]:
+    """Keep the configuration of this machine and of its user out of all tests."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="udi-config-") as empty:
+        for name in [each for each in os.environ if each.startswith("UDI_") and not each.startswith("UDI_TEST_")]:
+            patch.delenv(name)
+        patch.setenv("UDI_SITE_CONFIG", os.path.join(empty, "site.yaml"))
+        patch.setenv("UDI_CONFIG", os.path.join(empty, "user.yaml"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[registries.Registry]:
+    """A real registry on a loopback port, empty at first and shared by the session: use repositories of your own."""
+    tools.need(registries.TOOLS)
+    with registries.running_registry() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def push(registry: registries.Registry) -> Callable[..., str]:
+    """``push(layout, repository="test/image", tag="latest", source=None)`` -> ``docker:127.0.0.1:PORT/…``."""
+
+    def pushed(
+        layout: oci.Layout | Path, repository: str = "test/image", tag: str = "latest", source: str | None = None
+    ) -> str:
+        return registry.push(layout, repository, tag, source=source)
+
+    return pushed
+
+
+def _real_image(name: str) -> Callable[..., str]:
+    @pytest.fixture(scope="session", name=f"{name}_image")
+    def reference(registry: registries.Registry) -> str:
+        tools.need(images.TOOLS)
+        return registry.push(images.image(name), f"debian/{name}")
+
+    reference.__doc__ = f"Reference of the image {name!r} in the session's registry; see tests/support/images.py."
+    return reference
+
+
+base_image = _real_image("base")
+trixie_image = _real_image("trixie")
+bullseye_image = _real_image("bullseye")
+nopython_image = _real_image("nopython")
+tiny_image = _real_image("tiny")
+
+
+@pytest.fixture
+def udi_env() -> Iterator[dict[str, str]]:
+    """The environment of a process with a store and a node directory of its own, both empty.
+
+    Also ``HOME`` and ``PATH`` with this interpreter's programs in front.  Mounts and holders end with the test.
+    """
+    directory = tempfile.mkdtemp(prefix="udi-test-")  # short: socket paths below it must fit in 108 bytes
+    os.mkdir(os.path.join(directory, "home"))
+    dropped = ("UDI_", "XDG_", "SLURM_")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
+    env |= {
+        "HOME": os.path.join(directory, "home"),
+        "PATH": f"{os.path.dirname(sys.executable)}:{env.get('PATH', '')}",
+        "UDI_STORE": os.path.join(directory, "store"),
+        "UDI_NODE_DIR": os.path.join(directory, "node"),
+        "UDI_SITE_CONFIG": os.environ["UDI_SITE_CONFIG"],
+        "UDI_CONFIG": os.environ["UDI_CONFIG"],
+    }
+    yield env
+    user.clean_up(directory)
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[user.OrdinaryUser]:
+    """An ordinary user that reaches this clone and its interpreter; see tests/support/user.py."""
+    if os.getuid() == 0:
+        tools.need(user.TOOLS)
+    with user.ordinary_user() as account:
+        for path in (account.python, __file__):
+            if not account.can_read(path):
+                pytest.skip(f"{path} lies in a directory that no ordinary user may enter; .ci/run tests a copy")
+        yield account
