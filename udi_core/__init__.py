@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from udi_core._process import run as run
     from udi_core._process import spawn as spawn
     from udi_core.config import Config as Config
+    from udi_core.config import config_files as config_files
     from udi_core.config import load_config as load_config
     from udi_core.errors import AccessDenied as AccessDenied
     from udi_core.errors import CommandNotFound as CommandNotFound
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
-    "config": "Config load_config",
+    "config": "Config config_files load_config",
     "errors": (
         "AccessDenied CommandNotFound ConfigError CorruptImage HostileImage ImageAbsent ImageNotFound"
         " InvalidReference LaunchError MountError NotExecutable PolicyError RegistryError StoreError StoreFull"

@@ -95,7 +95,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     """
     environ = os.environ if environ is None else environ
     values, origins = _defaults(environ)
-    for path in (environ.get("UDI_SITE_CONFIG", SITE_FILE), user_file(environ)):
+    for path in config_files(environ):
         for key, value in _read_yaml(path).items():
             if key == "policy":
                 continue  # udi_core.policy reads it, and from the site's file only
@@ -106,6 +106,11 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
             value = [part for part in text.split(",") if part] if _KEYS[key] == "strings" else text
             _set(values, origins, key, value, variable)
     return Config(**values, origins=origins)
+
+
+def config_files(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The files that configuration is read from, lowest first, whether they exist or not."""
+    return environ.get("UDI_SITE_CONFIG", SITE_FILE), user_file(environ)
 
 
 def user_file(environ: Mapping[str, str]) -> str:
