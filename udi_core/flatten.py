@@ -159,8 +159,10 @@ class _Merge:
                 stream.close()
         for target, links in self.wanted.items():
             raise _broken_link(links[0][1], target)
-        if self.learned is None:
-            self.put(bytes(2 * BLOCK))
+        if b"" not in self.seen:
+            # An archive of no entries is none to tar2sqfs, and a root that no layer declares gets no time of its own.
+            self.put(tarheader.directory(b"./"))
+        self.put(bytes(2 * BLOCK))
         return self.learned
 
     def put(self, data: bytes | memoryview) -> None:
@@ -267,9 +269,8 @@ class _LayerPass:
                 if rescues and (number, path) in rescues:
                     names = ([path] if visible else []) + rescues[number, path]
                     merge.report.entries += len(names)
-                    stream.rewrite(entry, names[0])
-                    for name in names[1:]:
-                        merge.put(tarheader.hard_link(name, names[0]))
+                    links = b"".join(tarheader.hard_link(name, names[0]) for name in names[1:])
+                    stream.rewrite(entry, names[0], behind=links)
                     continue
                 if not visible:
                     stream.drop(entry)
@@ -426,6 +427,9 @@ class _LayerPass:
             above = seen.get(path)
             if above is None or (above == _IMPLICIT and kind == _DIRECTORY):
                 seen[path] = kind
+            elif kind == _OTHER and above != _OTHER:
+                # A directory above, none here: what layers below have in it went when this layer was applied.
+                merge.opaque.add(path)
         if self.gone or self.opaque:
             for path in [each for each in merge.undeclared if self._covers(each)]:
                 del merge.undeclared[path]

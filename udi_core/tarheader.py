@@ -76,14 +76,8 @@ def parse_pax(body: bytes) -> dict[bytes, bytes]:
 def format_pax(records: dict[bytes, bytes]) -> bytes:
     """An extended header entry, header and padded body, that holds these records."""
     body = b"".join(_record(key, value) for key, value in records.items())
-    header = bytearray(BLOCK)
-    header[0:10] = b"pax_header"
-    header[100:108] = b"0000644\0"
-    header[108:116] = header[116:124] = b"0000000\0"
+    header = _blank(b"pax_header", b"x", b"0000644")
     header[124:136] = b"%011o\0" % len(body)
-    header[136:148] = b"%011o\0" % 0
-    header[156:157] = b"x"
-    header[257:265] = b"ustar\x0000"
     return seal(header) + body + bytes(-len(body) % BLOCK)
 
 
@@ -115,11 +109,20 @@ def renamed(header: bytes, size: int | None = None) -> bytes:
 
 def hard_link(name: bytes, target: bytes) -> bytes:
     """The entry of a hard link, extended header included."""
+    return format_pax({b"path": name, b"linkpath": target}) + seal(_blank(b"link", LINK, b"0000644"))
+
+
+def directory(name: bytes) -> bytes:
+    """The entry of a directory of root's, mode 0755, time 0, with a short name."""
+    return seal(_blank(name, DIRECTORY, b"0000755"))
+
+
+def _blank(name: bytes, kind: bytes, mode: bytes) -> bytearray:
     header = bytearray(BLOCK)
-    header[0:4] = b"link"
-    header[100:108] = b"0000644\0"
-    header[108:116] = header[116:124] = b"0000000\0"
-    header[124:136] = header[136:148] = b"%011o\0" % 0
-    header[156:157] = LINK
+    header[0 : len(name)] = name
+    header[100:107] = mode
+    header[108:115] = header[116:123] = b"0" * 7
+    header[124:135] = header[136:147] = b"0" * 11
+    header[156:157] = kind
     header[257:265] = b"ustar\x0000"
-    return format_pax({b"path": name, b"linkpath": target}) + seal(header)
+    return header

@@ -137,8 +137,11 @@ class TarStream:
         else:
             self._beyond(end - len(self._buffer), None)
 
-    def rewrite(self, entry: Entry, path: bytes, link: bytes = b"") -> None:
-        """Let the entry pass under another name, and with another link target if it is a link."""
+    def rewrite(self, entry: Entry, path: bytes, link: bytes = b"", behind: bytes = b"") -> None:
+        """Let the entry pass under another name, and with another link target if it is a link.
+
+        ``behind`` are whole entries to be written behind it.
+        """
         self._flush()
         records = {key: value for key, value in entry.records.items() if key not in (b"path", b"linkpath", b"size")}
         records[b"path"] = path
@@ -155,6 +158,10 @@ class TarStream:
         else:
             self._put(memoryview(self._buffer)[self._run :])
             self._beyond(end - len(self._buffer), self._put)
+        if behind:
+            self._start = self._position
+            self._flush()
+            self._put(behind)
 
     def finish(self) -> None:
         """Write what passed, and read the rest of the stream: its digest is known only at its end."""
