@@ -28,6 +28,7 @@ from urllib.parse import unquote
 
 from tests.support import oci
 from udi_core import _process
+from udi_core.errors import ToolFailed
 
 TOOLS = ("apt-get", "dpkg-deb", "bwrap")
 MIRROR = os.environ.get("UDI_TEST_DEBIAN_MIRROR", "http://deb.debian.org/debian")
@@ -37,6 +38,8 @@ _MERGED = ("bin", "lib", "lib64", "sbin")
 _HIDDEN = ("usr/share/doc", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man")
 _SYSTEM = ("base-files", "base-passwd", "bash", "coreutils", "dash", "grep", "hostname", "libc-bin", "sed")
 _APPLETS = ("sh", "cat", "echo", "env", "false", "id", "ls", "mkdir", "pwd", "sleep", "test", "touch", "true")
+# Hashes in place of times: the compiled modules stay valid whatever a layer says of mtimes.
+_COMPILE = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,23 +114,28 @@ def derive(base: oci.Layout, path: Path, layers: Sequence[oci.Layer], *, env: It
     return layout
 
 
-def python_layer(*requirements: str, python: str = "3.11") -> oci.Layer:
-    """A layer with Python packages from wheels, as ``pip install`` in the image would add; kept in the cache.
+def python_layer(*requirements: str, name: str = "base") -> oci.Layer:
+    """A layer that ``pip install`` in a named image would have made, from wheels; kept in the cache.
+
+    Modules are compiled by the image's own Python: a read-only image cannot do it later.
 
     Args:
         requirements: as pip takes them.
-        python: version of the image's Python.
+        name: image that it will lie on; says which Python.
     """
-    key = hashlib.sha256(repr((sorted(requirements), python)).encode()).hexdigest()[:12]
-    final = cache_dir() / f"python{python}-{key}.tar"
+    key = hashlib.sha256(repr((sorted(requirements), RECIPES[name])).encode()).hexdigest()[:12]
+    final = cache_dir() / f"packages-{key}.tar"
     if not final.exists():
-        final.parent.mkdir(parents=True, exist_ok=True)
+        base = image(name)
         with _locked(final.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=final.parent) as temporary:
             if not final.exists():
-                _install_wheels(requirements, python, Path(temporary) / "site")
-                written = Path(temporary) / "layer.tar"
-                place = f"usr/local/lib/python{python}/dist-packages"
-                written.write_bytes(oci.tar(_tree_entries(Path(temporary) / "site", place)))
+                root, written = Path(temporary) / "root", Path(temporary) / "layer.tar"
+                _unpack([base.blob_path(each["digest"]) for each in base.read(base.find())["layers"]], root)
+                version = os.path.basename(os.path.realpath(root / "usr/bin/python3")).removeprefix("python")
+                place = f"usr/local/lib/python{version}/dist-packages"
+                _install_wheels(requirements, version, root / place)
+                _inside(root, "python3", *_COMPILE, f"/{place}", check=False)  # wheels hold files that are no Python
+                written.write_bytes(oci.tar(_tree_entries(root / place, place)))
                 written.rename(final)
     return oci.Layer(data=final.read_bytes())
 
@@ -149,16 +157,17 @@ def _build(name: str, recipe: Recipe, work: Path) -> None:
     apt = _Apt(cache_dir() / "apt" / recipe.suite, recipe.suite)
     system = apt.download(recipe.system)
     python = [each for each in apt.download((*recipe.system, *recipe.python)) if each not in system]
-    root, layers = work / "root", []
+    root, layout = work / "root", oci.Layout(work / "layout")
     if name == "tiny":
-        layers.append(oci.Layer(data=oci.tar(_tiny_entries(system))))
+        layers = [oci.Layer(data=oci.tar(_tiny_entries(system)))]
     else:
-        layers.append(oci.Layer(data=oci.tar(_system_entries(system, recipe.merged_usr))))
+        layers = [oci.Layer(data=oci.tar(_system_entries(system, recipe.merged_usr)))]
         if python:
             layers.append(oci.Layer(data=oci.tar(_package_entries(python, recipe.merged_usr))))
-        _unpack(layers, root)
+        for number, layer in enumerate(layers):
+            (work / f"{number}.tar").write_bytes(layer.data)
+        _unpack([work / f"{number}.tar" for number in range(len(layers))], root)
         layers.append(oci.Layer(data=oci.tar(_finish(root))))
-    layout = oci.Layout(work / "layout")
     layout.add_image(
         layers,
         config={
@@ -194,7 +203,7 @@ class _Apt:
         found = [self.directory / "archives" / file for file in files]
         missing = [unquote(name) for name, path in zip(names, found, strict=True) if not path.exists()]
         if missing:
-            raise _process.ToolFailed("apt-get did not download every package", ", ".join(missing))
+            raise ToolFailed("apt-get did not download every package", ", ".join(missing))
         return found
 
     def _run(self, *arguments: str, archives: str = "archives") -> str:
@@ -271,9 +280,9 @@ def _tiny_entries(packages: Sequence[Path]) -> Iterator[oci.Entry]:
     yield from (oci.symlink(f"bin/{applet}", "busybox") for applet in _APPLETS)
 
 
-def _unpack(layers: Sequence[oci.Layer], root: Path) -> None:
+def _unpack(layers: Sequence[Path], root: Path) -> None:
     for layer in layers:
-        with tarfile.open(fileobj=io.BytesIO(layer.data)) as archive:
+        with tarfile.open(layer) as archive:
             archive.extractall(root, filter="tar")
 
 
@@ -283,10 +292,8 @@ def _finish(root: Path) -> Iterator[oci.Entry]:
     _inside(root, "ldconfig")
     python = shutil.which("python3", path=str(root / "usr/bin"))
     if python:
-        # Hashes in place of times: the compiled modules stay valid whatever a layer says of mtimes.
-        compiling = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "/usr/lib/python3"]
         library = f"/usr/lib/{os.path.basename(os.path.realpath(python))}"
-        _inside(root, "python3", *compiling, library, check=False)
+        _inside(root, "python3", *_COMPILE, "/usr/lib/python3", library)
     for kind in ("passwd", "group"):
         master = root / f"usr/share/base-passwd/{kind}.master"
         yield oci.file(f"etc/{kind}", master.read_bytes() if master.exists() else b"root:x:0:0:root:/root:/bin/sh\n")
@@ -305,7 +312,6 @@ def _finish(root: Path) -> Iterator[oci.Entry]:
 def _inside(root: Path, *argv: str, check: bool = True) -> None:
     mounts = ["--bind", str(root), "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
     bwrap = _process.require_tool("bwrap", reason="run the image's own programs")
-    # Compiling exits 1 for a few modules of lib2to3's kind that are data for tests; nothing else is ignored.
     _process.run(
         [bwrap, "--unshare-user", "--uid", "0", "--gid", "0", *mounts, *argv], env={"PATH": _PATH}, check=check
     )

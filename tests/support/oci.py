@@ -218,13 +218,14 @@ class Layout:
             "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
         }
         config_type = "vnd.docker.container.image.v1+json" if docker else "vnd.oci.image.config.v1+json"
+        media_type = DOCKER_MANIFEST if docker else OCI_MANIFEST
         manifest = {
             "schemaVersion": 2,
-            "mediaType": DOCKER_MANIFEST if docker else OCI_MANIFEST,
+            "mediaType": media_type,
             "config": self.add_blob(_json(image_config), f"application/{config_type}"),
             "layers": list(layers),
         }
-        descriptor = {**self.add_blob(_json(manifest), manifest["mediaType"]), "platform": parts}
+        descriptor = {**self.add_blob(_json(manifest), media_type), "platform": parts}
         if tag is not None:
             self.tag(descriptor, tag)
         return Image(descriptor=descriptor, manifest=manifest, config=image_config)
