@@ -35,6 +35,9 @@ class Config:
         env: set in every task, above everything else.
         backends: mount backends to try, in order.
         idle: seconds that an unused mount is kept for the next task.
+        shared_node_dir: where root mounts images for all users of a node; used if root made it.
+        strict_modes: FUSE enforces the file modes of an image, as the kernel does.
+        trusted_owners: users beside root whose squashfs files root lets the kernel mount; ``"*"`` for all.
     """
 
     store: str
@@ -52,6 +55,9 @@ class Config:
     env: Mapping[str, str] = field(default_factory=dict)
     backends: tuple[str, ...] = ("kernel", "fuse", "namespace", "extract")
     idle: float = 60.0
+    shared_node_dir: str = "/run/udi"
+    strict_modes: bool = False
+    trusted_owners: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -72,6 +78,9 @@ _KEYS: dict[str, str] = {
     "env": "mapping",
     "backends": "strings",
     "idle": "seconds",
+    "shared_node_dir": "path",
+    "strict_modes": "boolean",
+    "trusted_owners": "strings",
 }
 _ENVIRONMENT = {
     "UDI_STORE": "store",
@@ -237,7 +246,14 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("true or false is needed")
+    return value
+
+
 _CHECKS = {
+    "boolean": _boolean,
     "string": _string,
     "path": _path,
     "strings": _strings,

@@ -5,26 +5,30 @@ ends with the last process of the task, even after ``kill -9``.  Whoever mounts 
 exclusively; a mount may be taken away only by somebody who got the lease exclusively, that is, without tasks.
 A task on a warm node takes no exclusive lock at all.
 
-Layout of the node directory (private to the user, mode 0700), known to this module only::
+Layout of the node directory, known to this module only::
 
-    <node_dir>/mounts/<hex>/lock, lease, state.json, root/, server.log, etc-<key>/
+    <node_dir>/mounts/<hex of the image>/<slot>/lock, lease, state.json, root/, server.log, etc-<key>/
+
+A *slot* is a set of processes that can share a mount: ``node``, all of the node's; ``job-J`` or ``job-J.S``, those
+of a Slurm job or step, since Slurm kills a FUSE server with the step that started it; ``shared``, what a user
+keeps beside a mount that root made for everybody.  ``@N`` is added for a mount namespace that does not see the
+mount of the plain slot.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
 import stat
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from udi_core import etc_files
-from udi_core.backends import Held, Place, load
+from udi_core.backends import PROCESSLESS, Held, Place, load, start_time
 from udi_core.errors import ConfigError, MountError, UdiError
 from udi_core.programs import require_program
 from udi_core.progress import Progress, ProgressSink, ignore
@@ -33,15 +37,25 @@ if TYPE_CHECKING:
     from udi_core.config import Config
     from udi_core.store import ImageStore, StoredImage
 
+# Unpacking costs seconds, so what was unpacked is kept longer than a mount that costs milliseconds.
+_EXTRACT_IDLE = 3600.0
+# File systems that several nodes see: the locks and mounts in here are of one node.
+_NETWORK = frozenset({"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "ceph", "beegfs", "pvfs2", "panfs", "afs"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountState:
     """What ``state.json`` says about a mount.
 
     Attributes:
+        digest: the image.
+        reference: what it was first pulled as.
         backend: one of :data:`udi_core.backends.NAMES`.
-        pid: process of the FUSE server or holder, or 0.
+        root: where it is mounted.
+        pid: process of the FUSE server, or 0; ``started`` is its start time in clock ticks since boot.
         device: loop device, or "".
+        namespace: inode of the mount namespace in which it was mounted.
+        boot_id: the node's boot at that time.
         mounted: when, in seconds since 1970.
     """
 
@@ -49,8 +63,11 @@ class MountState:
     reference: str
     squashfs: str
     backend: str
+    root: str
     pid: int
+    started: int
     device: str
+    namespace: int
     boot_id: str
     mounted: float
 
@@ -67,6 +84,7 @@ class MountedImage:
         backend: how it was mounted.
         etc_dir: the ``/etc`` for this user's tasks.
         view: the directory through which this process can look at the image.
+        fds: all descriptors that a task must inherit, ``lease_fd`` being the first.
     """
 
     image: StoredImage
@@ -76,16 +94,33 @@ class MountedImage:
     backend: str
     etc_dir: str
     view: str
+    fds: tuple[int, ...]
 
     def close(self) -> None:
-        """Give up this process's lease; children that inherited the descriptor keep theirs."""
-        os.close(self.lease_fd)
+        """Give up this process's lease; children that inherited the descriptors keep theirs."""
+        for fd in self.fds:
+            os.close(fd)
 
     def __enter__(self) -> MountedImage:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What trying a backend showed.
+
+    Attributes:
+        reason: why it does not work; "" if it does.
+        hint: what would make it work.
+    """
+
+    name: str
+    ok: bool
+    reason: str = ""
+    hint: str = ""
 
 
 class NodeMounts:
@@ -95,107 +130,204 @@ class NodeMounts:
         self._config = config
         self._store = store
         self._base = os.path.join(config.node_dir, "mounts")
+        # Root's directory for everybody must be open to everybody.
+        self._for_all = os.geteuid() == 0 and config.node_dir == config.shared_node_dir
 
     def mount(self, image: StoredImage, progress: ProgressSink = ignore) -> MountedImage:
         """Mount an image, or join the mount that there is, and take a lease on it.
 
         Raises:
             MountError: no backend works; the details have one line for each and its reason.
-            ConfigError: the node directory belongs to somebody else.
+            ConfigError: the node directory belongs to somebody else, or is on a shared file system.
         """
-        private_directory(self._config.node_dir)
-        slot = _Slot(self._base, image.digest, self._config.idle)
-        lease = slot.take_lease()
-        try:
-            state = slot.usable()
-            if state is None:
-                with slot.locked():
-                    state = slot.usable() or self._mount(slot, image, progress)
-            view = slot.view(state)
-            etc = self._etc(slot, view)
-        except BaseException:
-            os.close(lease)
-            raise
-        return MountedImage(image, slot.place.root, slot.join(state), lease, state.backend, etc, view)
-
-    def _mount(self, slot: _Slot, image: StoredImage, progress: ProgressSink) -> MountState:
-        slot.discard()
+        self._prepare()
+        home = os.environ.get("HOME") or "/"
+        shared = self._shared(image)
+        if shared is not None:
+            own = self._slot(image.digest, "shared")
+            lease = own.take_lease()
+            return self._mounted(image, shared[0], own, (shared[1], lease), home)
+        scopes = _scopes(os.environ)
+        seen = (*scopes, *(f"{scope}@{_namespace()}" for scope in scopes))
+        for name in seen:
+            slot = self._slot(image.digest, name)
+            if os.path.exists(slot.place.state):
+                lease = slot.take_lease()
+                state = slot.usable()
+                if state is not None:
+                    return self._mounted(image, state, slot, (lease,), home)
+                os.close(lease)
+        self._check_node_local()
+        self.reap()
         excuses = []
-        for name in self._config.backends:
-            progress(Progress("mount", image.digest, note=f"trying {name}"))
-            os.makedirs(slot.place.root, 0o755, exist_ok=True)
+        for backend in self._config.backends:
+            progress(Progress("mount", image.digest, note=f"trying {backend}"))
             try:
-                held = load(name).mount(image.squashfs, slot.place)
+                load(backend).check(image.squashfs, self._config)
+                scope = scopes[0] if backend in PROCESSLESS else scopes[-1]
+                slot, lease, state = self._enter(image, scope, backend)
             except UdiError as error:
-                excuses.append(f"{name}: {_one_line(error)}")
+                excuses.append(f"{backend}: {_one_line(error)}")
                 continue
             except OSError as error:
-                excuses.append(f"{name}: {error.strerror or error}")
+                excuses.append(f"{backend}: {error.strerror or error}")
                 continue
-            state = MountState(
-                digest=image.digest,
-                reference=image.reference,
-                squashfs=image.squashfs,
-                backend=name,
-                pid=held.pid,
-                device=held.device,
-                boot_id=_boot_id(),
-                mounted=time.time(),
-            )
-            slot.write(state)
-            progress(Progress("mount", image.digest, 1, 1, "images", name))
-            return state
+            progress(Progress("mount", image.digest, 1, 1, "images", backend))
+            return self._mounted(image, state, slot, (lease,), home)
         raise MountError(
             f"The image {image.reference or image.digest} cannot be mounted on this node",
-            "\n".join(excuses),
-            "udi doctor says for each backend what it needs.",
+            "\n".join(excuses) or "The configuration names no backend.",
+            "udi doctor says what each backend needs.",
         )
 
-    def _etc(self, slot: _Slot, view: str) -> str:
-        home = os.environ.get("HOME") or "/"
-        path = os.path.join(slot.directory, etc_files.key(home))
-        if not os.path.isdir(path):
-            etc_files.prepare(view, path, home)
-        return path
+    def _enter(self, image: StoredImage, scope: str, backend: str) -> tuple[_Slot, int, MountState]:
+        """Mount in a slot, unless another process does so first."""
+        for name in (scope, f"{scope}@{_namespace()}"):
+            slot = self._slot(image.digest, name)
+            lease = slot.take_lease()
+            try:
+                with slot.locked():
+                    state = slot.usable()
+                    if state is None and slot.is_foreign() and name == scope:
+                        os.close(lease)
+                        continue
+                    return slot, lease, state or self._mount(slot, image, backend)
+            except BaseException:
+                os.close(lease)
+                raise
+        raise AssertionError("the second slot takes every mount")
+
+    def _mount(self, slot: _Slot, image: StoredImage, backend: str) -> MountState:
+        slot.discard()
+        os.makedirs(slot.place.root, exist_ok=True)
+        mark = ""
+        if self._store is not None:
+            mark = self._store.mark_use(image.digest, slot.user_of_the_store())
+        held = load(backend).mount(image.squashfs, replace(slot.place, mark=mark), self._config)
+        state = MountState(
+            digest=image.digest,
+            reference=image.reference,
+            squashfs=image.squashfs,
+            backend=backend,
+            root=slot.place.root,
+            pid=held.pid,
+            started=held.started,
+            device=held.device,
+            namespace=_namespace(),
+            boot_id=_boot_id(),
+            mounted=time.time(),
+        )
+        slot.write(state)
+        return state
+
+    def _mounted(
+        self, image: StoredImage, state: MountState, slot: _Slot, fds: tuple[int, ...], home: str
+    ) -> MountedImage:
+        """The result, with the user's ``/etc`` made in ``slot`` if it is not there yet."""
+        try:
+            view = _view(state)
+            etc = os.path.join(slot.directory, etc_files.key(home))
+            if not os.path.isdir(etc):
+                with slot.locked():
+                    if not os.path.isdir(etc):
+                        etc_files.prepare(view, etc, home)
+            return MountedImage(image, state.root, _join(state), fds[0], state.backend, etc, view, fds)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+
+    def _shared(self, image: StoredImage) -> tuple[MountState, int] | None:
+        """Root's mount for everybody and a lease on it, if there is one that can be trusted."""
+        base = self._config.shared_node_dir
+        if self._for_all or not os.path.isdir(os.path.join(base, "mounts")):
+            return None
+        slot = _Slot(os.path.join(base, "mounts"), image.digest, "node", for_all=True)
+        try:
+            for path in (base, slot.place.state):
+                status = os.lstat(path)
+                if status.st_uid or status.st_mode & 0o022 or stat.S_ISLNK(status.st_mode):
+                    return None
+            # Another user may hold this lock exclusively for fun: whoever does so costs us a mount of our own.
+            lease = slot.borrow_lease()
+        except OSError:
+            return None
+        state = slot.usable()
+        if state is None or state.backend not in PROCESSLESS:
+            os.close(lease)
+            return None
+        return state, lease
 
     def status(self) -> list[MountState]:
-        """The mounts that there are now, dead ones left out."""
+        """The mounts that there are now and that this process can see, dead ones left out."""
         return [state for slot in self._slots() if (state := slot.usable()) is not None]
 
+    def is_mounted(self, digest: str) -> bool:
+        """Whether this user has an image mounted on this node."""
+        return any(state.digest == digest for state in self.status())
+
     def reap(self) -> list[str]:
-        """Take away every mount that no task has used for the configured idle time.  Returns their digests."""
+        """Take away every mount that no task has begun to use within the configured idle time, and dead ones.
+
+        Returns:
+            Digests of what was taken away.
+        """
         return self._reap(self._config.idle)
 
     def clean(self) -> list[str]:
-        """Take away every mount that no task uses, whenever it was used last.  Returns their digests."""
-        return self._reap(0)
+        """Take away every mount that no task uses, and the node directory when nothing is left in it.
+
+        Returns:
+            Digests of what was taken away.
+        """
+        removed = self._reap(0)
+        with contextlib.suppress(OSError):
+            os.rmdir(self._base)
+            os.rmdir(self._config.node_dir)
+        return removed
 
     def _reap(self, idle: float) -> list[str]:
-        return [slot.digest for slot in self._slots() if slot.reap(idle)]
+        return [slot.digest for slot in self._slots() if slot.reap(idle, self._store)]
+
+    def _slot(self, digest: str, name: str) -> _Slot:
+        return _Slot(self._base, digest, name, for_all=self._for_all)
 
     def _slots(self) -> Iterator[_Slot]:
-        try:
-            names = sorted(os.listdir(self._base))
-        except FileNotFoundError:
-            return
-        for name in names:
-            yield _Slot(self._base, f"sha256:{name}", self._config.idle)
+        for image in _listdir(self._base):
+            for name in _listdir(os.path.join(self._base, image)):
+                yield self._slot(f"sha256:{image}", name)
+
+    def _prepare(self) -> None:
+        if self._for_all:
+            os.makedirs(self._config.node_dir, exist_ok=True)
+            os.chmod(self._config.node_dir, 0o755)  # noqa: S103
+        check_directory(self._config.node_dir, for_all=self._for_all)
+
+    def _check_node_local(self) -> None:
+        kind = _file_system(self._config.node_dir)
+        if kind in _NETWORK or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs"):
+            raise ConfigError(
+                f"The node directory {self._config.node_dir} is not on this node",
+                f"It is on a file system of type {kind}, which other nodes may see as well.",
+                "Set node_dir in the configuration, or UDI_NODE_DIR, to a directory in /tmp, /run or /dev/shm.",
+            )
 
 
 class _Slot:
     """The directory of one image's mount."""
 
-    def __init__(self, base: str, digest: str, idle: float) -> None:
+    def __init__(self, base: str, digest: str, name: str, *, for_all: bool = False) -> None:
         self.digest = digest
-        self.directory = directory = os.path.join(base, digest.rpartition(":")[2])
+        self.name = name
+        self.directory = directory = os.path.join(base, digest.rpartition(":")[2], name)
         self.place = Place(
-            root=os.path.join(directory, "root"),
-            lock=os.path.join(directory, "lock"),
-            lease=os.path.join(directory, "lease"),
-            state=os.path.join(directory, "state.json"),
-            log=os.path.join(directory, "server.log"),
-            idle=idle,
+            root=f"{directory}/root",
+            lock=f"{directory}/lock",
+            lease=f"{directory}/lease",
+            state=f"{directory}/state.json",
+            log=f"{directory}/server.log",
         )
+        self._for_all = for_all
 
     def take_lease(self) -> int:
         """An inheritable descriptor with a shared lock on the lease file, marked as used now."""
@@ -203,13 +335,37 @@ class _Slot:
             try:
                 fd = os.open(self.place.lease, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
-                os.makedirs(self.directory, 0o700, exist_ok=True)
+                self._make_directory()
                 continue
             fcntl.flock(fd, fcntl.LOCK_SH)
             if _is_same_file(fd, self.place.lease):
                 break
             os.close(fd)  # reaped between our open and our lock
         os.utime(fd)
+        if self._for_all:
+            os.fchmod(fd, 0o644)
+        os.set_inheritable(fd, True)
+        return fd
+
+    def _make_directory(self) -> None:
+        os.makedirs(self.directory, 0o700, exist_ok=True)
+        if self._for_all:
+            image = os.path.dirname(self.directory)
+            for path in (os.path.dirname(image), image, self.directory):
+                os.chmod(path, 0o755)  # noqa: S103 -- not by mkdir: root's umask is often 077
+
+    def borrow_lease(self) -> int:
+        """The same on somebody else's mount: nothing is made, nothing is waited for.
+
+        Raises:
+            OSError: there is no lease, or somebody is taking the mount away.
+        """
+        fd = os.open(self.place.lease, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise
         os.set_inheritable(fd, True)
         return fd
 
@@ -228,7 +384,7 @@ class _Slot:
         try:
             with open(self.place.state, "rb") as file:
                 return MountState(**json.loads(file.read()))
-        except (FileNotFoundError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError):
             return None
 
     def write(self, state: MountState) -> None:
@@ -236,6 +392,7 @@ class _Slot:
         temporary = self.place.state + ".part"
         with open(temporary, "w") as file:
             json.dump(asdict(state), file)
+        os.chmod(temporary, 0o644 if self._for_all else 0o600)
         os.rename(temporary, self.place.state)
 
     def usable(self) -> MountState | None:
@@ -245,24 +402,27 @@ class _Slot:
             return None
         try:
             if state.backend == "extract":
-                return state if os.path.isdir(self.place.root) else None
-            if state.backend == "namespace" and state.boot_id != _boot_id():
+                return state if os.path.isdir(state.root) else None
+            if state.backend == "namespace" and (
+                state.namespace != _namespace() or start_time(state.pid) != state.started
+            ):
                 return None
-            outer = os.stat(self.directory).st_dev
-            return state if os.stat(self.view(state)).st_dev != outer else None
+            return state if os.stat(_view(state)).st_dev != os.stat(self.directory).st_dev else None
         except OSError:
-            return None  # ENOENT: no holder; ENOTCONN: the server died
+            return None  # ENOTCONN: the server died; EACCES: a server in a namespace that is closed to us
 
-    def view(self, state: MountState) -> str:
-        """Where a process outside the holder's namespaces can look at the image."""
-        return f"/proc/{state.pid}/root{self.place.root}" if state.backend == "namespace" else self.place.root
-
-    def join(self, state: MountState) -> tuple[str, ...]:
-        """See :class:`MountedImage`."""
-        if state.backend != "namespace":
-            return ()
-        nsenter = require_program("nsenter", reason="join the namespaces of a mount", package="util-linux")
-        return (nsenter, f"--target={state.pid}", "--user", "--mount", "--preserve-credentials", "--")
+    def is_foreign(self) -> bool:
+        """Whether there is a mount that lives in another mount namespace, and so is not ours to replace."""
+        state = self.read()
+        if state is None or state.namespace == _namespace() or state.boot_id != _boot_id():
+            return False
+        if state.device:
+            try:
+                with open(f"/sys/block/{os.path.basename(state.device)}/loop/backing_file", "rb") as file:
+                    return file.read().rstrip(b"\n") == os.fsencode(os.path.realpath(state.squashfs))
+            except OSError:
+                return False
+        return start_time(state.pid) == state.started
 
     def discard(self) -> None:
         """Remove what is left of an earlier mount."""
@@ -270,64 +430,98 @@ class _Slot:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.place.state)
         if state is not None:
-            with contextlib.suppress(UdiError, OSError):
-                load(state.backend).unmount(Held(pid=state.pid, device=state.device), self.place)
+            held = Held(pid=state.pid, started=state.started, device=state.device)
+            load(state.backend).unmount(held, self.place)
 
-    def reap(self, idle: float) -> bool:
-        """Remove the mount unless a task uses it or did so within the last ``idle`` seconds."""
+    def user_of_the_store(self) -> str:
+        """The name under which this mount is a user of its image in the store."""
+        node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+        return f"{node}.{os.geteuid()}.{self.name}"
+
+    def reap(self, idle: float, store: ImageStore | None) -> bool:
+        """Remove the mount unless a task uses it or began to do so within the last ``idle`` seconds.
+
+        What is dead is removed whenever no task uses it.
+        """
         try:
             lease = os.open(self.place.lease, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except OSError:
             return False
         try:
             with self.locked():
                 try:
                     fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno != errno.EWOULDBLOCK:
-                        raise
+                except BlockingIOError:
                     return False
                 if not _is_same_file(lease, self.place.lease):
                     return False  # another reaper was here first, and a new mount may have taken its place
-                if idle and time.time() - os.fstat(lease).st_mtime < idle:
+                state = self.usable()
+                if state is None and self.is_foreign():
                     return False
-                self.discard()
-                from udi_core.backends.extract import remove
-
-                for name in os.listdir(self.directory):
-                    if name.startswith("etc-"):
-                        remove(os.path.join(self.directory, name))
-                for path in (self.place.log, self.place.lease, self.place.lock):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(path)
-                with contextlib.suppress(OSError):
-                    os.rmdir(self.directory)
+                if state is not None and state.backend == "extract" and idle:
+                    idle = max(idle, _EXTRACT_IDLE)
+                unused = time.time() - os.fstat(lease).st_mtime
+                if (state is not None or self.name == "shared") and unused < idle:
+                    return False
+                with contextlib.suppress(UdiError, OSError):
+                    self.discard()
+                if store is not None:
+                    store.unmark_use(self.digest, self.user_of_the_store())
+                self._remove()
                 return True
+        except FileNotFoundError:
+            return False  # the directory went away between open and lock
         finally:
             os.close(lease)
 
+    def _remove(self) -> None:
+        from udi_core.backends.extract import remove
 
-def private_directory(path: str) -> None:
+        for name in _listdir(self.directory):
+            if name.startswith("etc-"):
+                remove(os.path.join(self.directory, name))
+        for path in (self.place.log, self.place.lease, self.place.lock):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        with contextlib.suppress(OSError):  # a mount that could not be taken away
+            os.rmdir(self.directory)
+            os.rmdir(os.path.dirname(self.directory))
+
+
+def probe_backends(config: Config) -> list[Verdict]:
+    """Try every configured backend, in order, on a tiny image of our own.  Leaves nothing behind."""
+    from udi_core.backends.probe import probe
+
+    check_directory(config.node_dir)
+    return [Verdict(name=name, ok=not reason, reason=reason, hint=hint) for name, reason, hint in probe(config)]
+
+
+def check_directory(path: str, *, for_all: bool = False) -> None:
     """Make sure that a directory is the caller's own and closed to others: mode 0700, no symbolic link.
 
-    In /tmp anybody may have made that name first.
+    In /tmp anybody may have made that name first.  ``for_all`` lets others read, not write.
 
     Raises:
         ConfigError: it is somebody else's, a link, or open to others.
     """
     try:
-        os.makedirs(path, 0o700, exist_ok=True)
         status = os.lstat(path)
+    except FileNotFoundError:
+        try:
+            os.makedirs(path, 0o700, exist_ok=True)
+            status = os.lstat(path)
+        except OSError as error:
+            raise ConfigError(
+                f"The node directory {path} cannot be made", error.strerror or str(error), "Set UDI_NODE_DIR."
+            ) from error
     except OSError as error:
-        raise ConfigError(
-            f"The node directory {path} cannot be made", error.strerror or str(error), "Set UDI_NODE_DIR."
-        ) from error
+        raise ConfigError(f"The node directory {path} cannot be used", error.strerror or str(error)) from error
     if not stat.S_ISDIR(status.st_mode):
         wrong = "It is a symbolic link, or no directory."
     elif status.st_uid != os.geteuid():
         wrong = f"It belongs to user {status.st_uid}."
-    elif status.st_mode & 0o077:
-        wrong = f"Its mode is {stat.S_IMODE(status.st_mode):04o}, so others could plant files in it."
+    elif status.st_mode & (0o022 if for_all else 0o077):
+        wrong = f"Its mode is {stat.S_IMODE(status.st_mode):04o}, so others could reach what is in it."
     else:
         return
     raise ConfigError(
@@ -337,9 +531,55 @@ def private_directory(path: str) -> None:
     )
 
 
+def _scopes(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The slots whose mounts live at least as long as this process, widest first."""
+    job, step = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_STEP_ID", "")
+    names = ["node"]
+    if job.isdigit():
+        names.append(f"job-{job}")
+        if step.isdigit():
+            names.append(f"job-{job}.{step}")
+    return tuple(names)
+
+
+def _view(state: MountState) -> str:
+    """Where a process outside the server's namespaces can look at the image."""
+    return f"/proc/{state.pid}/root{state.root}" if state.backend == "namespace" else state.root
+
+
+def _join(state: MountState) -> tuple[str, ...]:
+    if state.backend != "namespace":
+        return ()
+    nsenter = require_program("nsenter", reason="join the namespaces of a mount", package="util-linux")
+    return (nsenter, f"--target={state.pid}", "--user", "--mount", "--preserve-credentials", "--")
+
+
+def _namespace() -> int:
+    return os.stat("/proc/self/ns/mnt").st_ino
+
+
 def _boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
+
+
+def _file_system(path: str) -> str:
+    """The type of the file system that a directory is on, by its mount point (proc_pid_mountinfo(5))."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            if left.split()[2] == wanted:
+                return right.split()[0]
+    return ""
+
+
+def _listdir(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
 
 
 def _is_same_file(fd: int, path: str) -> bool:
@@ -350,4 +590,4 @@ def _is_same_file(fd: int, path: str) -> bool:
 
 
 def _one_line(error: UdiError) -> str:
-    return "; ".join(part.replace("\n", " ") for part in (error.brief, error.details) if part)
+    return ": ".join(part.replace("\n", "; ") for part in (error.brief, error.details) if part)

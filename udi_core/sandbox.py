@@ -223,7 +223,7 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
     for name, value in loader.items():
         argv += ("--setenv", name, value)
     argv += ("--chdir", _workdir(spec, mounted, volumes, host), "--", *_command(spec, mounted))
-    return Launch(tuple(argv), env, (mounted.lease_fd,))
+    return Launch(tuple(argv), env, mounted.fds)
 
 
 def execute(launch: Launch) -> NoReturn:

@@ -358,13 +358,18 @@ class ImageStore:
 
     # Use by nodes.
 
-    def mark_use(self, digest: str, node: str) -> None:
-        """Say that a node has an image mounted.  A store that cannot be written is left alone."""
+    def mark_use(self, digest: str, node: str) -> str:
+        """Say that a node has an image mounted.  A store that cannot be written is left alone.
+
+        Returns:
+            The file whose removal ends the use, for a process that outlives this one.
+        """
         path = self._use_path(digest, node)
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "w"):
                 os.utime(path)
+        return path
 
     def unmark_use(self, digest: str, node: str) -> None:
         """Say that a node has unmounted an image; idempotent."""

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from udi_core.config import Config
 
 NAMES = ("kernel", "fuse", "namespace", "extract")
+
+#: Backends whose mount needs no process of the user: it outlives a job step, so the whole node shares it.
+PROCESSLESS = ("kernel", "extract")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +28,7 @@ class Place:
         lease: file on which every task holds a shared lock.
         state: file that describes the mount while there is one.
         log: what the FUSE server said.
-        idle: seconds without a task after which a server leaves by itself.
+        mark: file in the store that says this node uses the image, or "".
     """
 
     root: str
@@ -30,7 +36,7 @@ class Place:
     lease: str
     state: str
     log: str
-    idle: float
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +45,28 @@ class Held:
 
     Attributes:
         pid: process of the FUSE server, or 0.
+        started: that process's start time in clock ticks since boot (proc_pid_stat(5), field 22): a pid alone
+            may come to mean another process.
         device: loop device, or "".
     """
 
     pid: int = 0
+    started: int = 0
     device: str = ""
 
 
 class Backend(Protocol):
     """What each backend module offers."""
 
-    def mount(self, squashfs: str, place: Place) -> Held:
-        """Show ``squashfs`` at ``place.root``, or leave nothing behind.
+    def check(self, squashfs: str, config: Config) -> None:
+        """Look, without side effects, whether this backend can work for the caller on this node.
+
+        Raises:
+            UdiError: it cannot; brief and details say why, the hint what would help.
+        """
+
+    def mount(self, squashfs: str, place: Place, config: Config) -> Held:
+        """Show ``squashfs`` at ``place.root``, or leave nothing behind.  Called with the place's lock held.
 
         Raises:
             UdiError, OSError: this backend does not work here; the text is kept as its excuse.
@@ -67,3 +83,13 @@ class Backend(Protocol):
 def load(name: str) -> Backend:
     """The backend of one of :data:`NAMES`."""
     return cast(Backend, import_module(f"udi_core.backends.{name}"))
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command's name is in parentheses and may itself hold blanks and parentheses.
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import TYPE_CHECKING
 
 from udi_core import _process
 from udi_core.backends import Held, Place
+from udi_core.errors import MountError
+
+if TYPE_CHECKING:
+    from udi_core.config import Config
 
 
-def mount(squashfs: str, place: Place) -> Held:
+def check(squashfs: str, config: Config) -> None:
+    """See :class:`udi_core.backends.Backend`."""
+    _process.require_tool("unsquashfs", reason="unpack images where nothing can be mounted")
+
+
+def mount(squashfs: str, place: Place, config: Config) -> Held:
     """See :class:`udi_core.backends.Backend`."""
     unsquashfs = _process.require_tool("unsquashfs", reason="unpack images where nothing can be mounted")
     temporary = place.root + ".part"
     remove(temporary)
     try:
         done = _process.run([unsquashfs, "-no-progress", "-no-xattrs", "-d", temporary, squashfs], check=False)
-        # 2: something could not be set (owners, devices), as always for an ordinary user; 1: data is missing.
-        if done.returncode not in (0, 2):
-            raise OSError(_process.tail(done.stderr or done.stdout))
+        # Status 2 and a message for each: an ordinary user can neither make devices nor give files away.  A file
+        # that could not be written whole has the same status, so the message decides.
+        said = (done.stderr + done.stdout).decode(errors="replace")
+        lost = [line for line in said.splitlines() if "failed to write file" in line or "No space left" in line]
+        if done.returncode not in (0, 2) or lost or not os.path.isdir(temporary):
+            raise MountError(
+                "the image cannot be unpacked",
+                lost[0] if lost else _process.tail(done.stderr or done.stdout, 2),
+                "Set UDI_NODE_DIR to a node-local directory with room for the whole image.",
+            )
         os.rmdir(place.root)
         os.rename(temporary, place.root)
     finally:
@@ -32,9 +49,10 @@ def unmount(held: Held, place: Place) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a tree, also below directories that its owner may not write to."""
+    """Remove a tree, also below directories that their owner may not write to.  Idempotent."""
     if not os.path.lexists(path):
         return
+    os.chmod(path, 0o700)
     for directory, names, _ in os.walk(path):
         for name in names:
             child = os.path.join(directory, name)

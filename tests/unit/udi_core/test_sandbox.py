@@ -63,7 +63,7 @@ def launch(
     **spec: Any,
 ) -> Launch:
     stored = cast(Any, SimpleNamespace(config=image_config or ImageConfig()))
-    mounted = MountedImage(stored, "/N/root", join, 9, "kernel", "/N/etc", "/N/root")
+    mounted = MountedImage(stored, "/N/root", join, 9, "kernel", "/N/etc", "/N/root", (9,))
     host = Host(
         image=TextTree(image),
         node=TextTree(node),
