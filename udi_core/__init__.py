@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from udi_core._process import require_tool as require_tool
     from udi_core._process import run as run
     from udi_core._process import spawn as spawn
+    from udi_core.cli.parser import Command as Command
+    from udi_core.cli.show import lazy_progress as lazy_progress
     from udi_core.config import Config as Config
     from udi_core.config import config_files as config_files
     from udi_core.config import load_config as load_config
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from udi_core.sandbox import LaunchSpec as LaunchSpec
     from udi_core.sandbox import build as build
     from udi_core.sandbox import execute as execute
+    from udi_core.sources import open_source as open_source
+    from udi_core.sources import resolve as resolve
     from udi_core.store import ImageStore as ImageStore
     from udi_core.store import PythonInfo as PythonInfo
     from udi_core.store import StoredImage as StoredImage
@@ -65,6 +69,8 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
+    "cli.parser": "Command",
+    "cli.show": "lazy_progress",
     "config": "Config config_files load_config",
     "errors": (
         "AccessDenied CommandNotFound ConfigError CorruptImage HostileImage ImageAbsent ImageNotFound"
@@ -78,6 +84,7 @@ _EXPORTS = {
     "pull": "pull",
     "reference": "ImageReference",
     "sandbox": "Host Launch LaunchSpec build execute",
+    "sources": "open_source resolve",
     "store": "ImageStore PythonInfo StoredImage",
     "volumes": "Volume",
 }

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import NoReturn
 
-from udi_core import Host, LaunchSpec, MountedImage, NodeMounts, UsageError, Volume, build, execute
+from udi_core import Host, LaunchSpec, MountedImage, NodeMounts, UsageError, Volume, build, config_files, execute
+from udi_snakemake import lock, warm
 from udi_snakemake.accelerators import NVIDIA, PROGRAMS, ROCM, Vendor, shares
 from udi_snakemake.arguments import Action
 from udi_snakemake.environment import build as build_environment
@@ -21,8 +22,10 @@ _SUPPORT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "singularity
 _SOURCE_SCRIPTS = 'for script in /.singularity.d/env/*.sh; do [ -f "$script" ] && . "$script"; done; '
 
 
-def launch(action: Action) -> NoReturn:
+def launch(action: Action, program: str, argv: list[str]) -> NoReturn:
     """Become the program that ``action`` names, in its image, mounted and pulled as needed.
+
+    ``program`` and ``argv`` are what ``action`` was parsed from.
 
     Raises:
         UdiError: anything that keeps the program from starting.
@@ -32,7 +35,24 @@ def launch(action: Action) -> NoReturn:
     mounted = NodeMounts(resolved.config).mount(resolved.image)
     host = Host.observe(mounted, cwd=cwd)
     spec = specify(action, mounted, host, name=resolved.name, env_file=_read_env_file(action, cwd))
-    execute(build(spec, mounted, resolved.config, _contained(host) if action.contain else host))
+    ready = build(spec, mounted, resolved.config, _contained(host) if action.contain else host)
+    if action.verb == "exec" and len(action.command) > 1:
+        warm.remember(
+            program,
+            argv,
+            launch_argv=ready.argv,
+            launch_env=ready.env,
+            lease_fd=mounted.lease_fd,
+            root=mounted.view,
+            inputs=_inputs(action, cwd, host.environ),
+        )
+    execute(ready)
+
+
+def _inputs(action: Action, cwd: str, environ: Mapping[str, str]) -> list[str]:
+    """Every file by which a launch could come out differently the next time."""
+    files = [os.path.join(cwd, action.image), *lock.places(cwd, environ), *config_files(environ)]
+    return files if action.env_file is None else [*files, _absolute(action.env_file, cwd)]
 
 
 def specify(

@@ -45,11 +45,14 @@ def find(directory: str, environ: Mapping[str, str] = os.environ) -> str | None:
     """The lock file that a run in ``directory`` has to honour; ``UDI_LOCK`` names another, or none if empty."""
     if "UDI_LOCK" in environ:
         return environ["UDI_LOCK"] or None
-    for place in _PLACES:
-        path = os.path.join(directory, place)
-        if os.path.isfile(path):
-            return path
-    return None
+    return next((path for path in places(directory, environ) if os.path.isfile(path)), None)
+
+
+def places(directory: str, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Where :func:`find` looks."""
+    if "UDI_LOCK" in environ:
+        return [environ["UDI_LOCK"]] if environ["UDI_LOCK"] else []
+    return [os.path.join(directory, place) for place in _PLACES]
 
 
 def load(path: str) -> Lock:

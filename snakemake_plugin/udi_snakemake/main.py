@@ -22,7 +22,7 @@ def main(program: str, argv: Sequence[str]) -> int:
         if isinstance(request, Action):
             from udi_snakemake.launching import launch
 
-            launch(request)
+            launch(request, program, list(argv))
         elif isinstance(request, Help):
             from udi_snakemake.help import text
 
@@ -45,4 +45,12 @@ def main(program: str, argv: Sequence[str]) -> int:
         # The reader of our output has gone; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get("UDI_DEBUG"):
+            raise
+        print(f"{program} (UDI): a fault of UDI's own: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{program} (UDI): please report it, with what UDI_DEBUG=1 shows", file=sys.stderr)
+        return _OWN_FAILURE if acting else UdiError.exit_code
     return 0
