@@ -13,7 +13,7 @@ import zlib
 #: Files of the node that take the place of the image's.
 HOST_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/etc/localtime")
 _WATCHED = ("/etc/passwd", "/etc/group", *HOST_FILES)
-_LARGEST = 64 << 20
+_LARGEST = 64 << 20  # bytes
 
 
 def key(home: str) -> str:
@@ -37,7 +37,7 @@ def prepare(image_root: str, target: str, home: str) -> None:
     """
     temporary = f"{target}.{os.getpid()}"
     os.mkdir(temporary, 0o755)
-    _copy_tree(os.path.join(image_root, "etc"), temporary)
+    _copy_tree(image_root + _inside(image_root, "/etc"), temporary)
     for path in HOST_FILES:
         _copy_host_file(path, temporary)
     _localtime(image_root, temporary)
@@ -52,6 +52,12 @@ def prepare(image_root: str, target: str, home: str) -> None:
         from udi_core.backends.extract import remove
 
         remove(temporary)
+
+
+def _inside(image_root: str, path: str) -> str:
+    from udi_core.sandbox import DiskTree, resolve
+
+    return resolve(DiskTree(image_root), path)
 
 
 def _copy_tree(source: str, target: str) -> None:
@@ -71,10 +77,9 @@ def _copy_tree(source: str, target: str) -> None:
         elif entry.is_file(follow_symlinks=False) and status.st_size <= _LARGEST:
             _write(copy, _read(entry.path))
         else:
-            continue
+            continue  # a socket, a pipe or a device; or so large that it is no configuration
         if os.geteuid() == 0:
             os.chown(copy, status.st_uid, status.st_gid)
-        # Neither setuid bits nor rights for others: nobody but the caller ever sees this copy.
         os.chmod(copy, stat.S_IMODE(status.st_mode) & 0o777)
         os.utime(copy, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
@@ -86,9 +91,8 @@ def _copy_host_file(path: str, directory: str) -> None:
 
 def _localtime(image_root: str, directory: str) -> None:
     # Programs that want the zone's name read the link, which is of use only if the image has that zone.
-    zone = os.path.realpath("/etc/localtime")
-    if zone.startswith("/usr/share/zoneinfo/") and os.path.isfile(image_root + zone):
-        link = os.path.join(directory, "localtime")
+    zone, link = os.path.realpath("/etc/localtime"), os.path.join(directory, "localtime")
+    if zone.startswith("/usr/share/zoneinfo/") and os.path.isfile(image_root + _inside(image_root, zone)):
         os.unlink(link)
         os.symlink(zone, link)
     _copy_host_file("/etc/timezone", directory)

@@ -407,7 +407,12 @@ class _Slot:
                 state.namespace != _namespace() or start_time(state.pid) != state.started
             ):
                 return None
-            return state if os.stat(_view(state)).st_dev != os.stat(self.directory).st_dev else None
+            view = _view(state)
+            if os.stat(view).st_dev == os.stat(self.directory).st_dev:
+                return None
+            if state.pid:
+                os.statvfs(view)  # the kernel answers stat(2) from its cache, and asks the server only here
+            return state
         except OSError:
             return None  # ENOTCONN: the server died; EACCES: a server in a namespace that is closed to us
 
@@ -483,6 +488,8 @@ class _Slot:
         for path in (self.place.log, self.place.lease, self.place.lock):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+        with contextlib.suppress(OSError):  # left by a backend that failed
+            os.rmdir(self.place.root)
         with contextlib.suppress(OSError):  # a mount that could not be taken away
             os.rmdir(self.directory)
             os.rmdir(os.path.dirname(self.directory))
