@@ -1,0 +1,74 @@
+"""Pull and flatten against skopeo + umoci + mksquashfs, in one run; prints the ratios beside the targets.
+
+``python -m benchmarks.flatten`` as root.  Exit code 1 if a target is missed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.make_image import make
+from benchmarks.measure import Cost, measure, quiet_machine, verdict
+from tests.support.registry import running_registry
+
+ROUNDS = 3
+CACHE = Path(".cache/bench").resolve()
+
+
+def _peer(source: str, scratch: Path) -> Cost:
+    """What one would do by hand; written as a script so that it is measured as one command."""
+    script = (
+        'set -e; skopeo copy -q --src-tls-verify=false "docker://$1" "oci:$2/oci:x";'
+        ' umoci unpack --image "$2/oci:x" "$2/bundle";'
+        ' mksquashfs "$2/bundle/rootfs" "$2/image.squashfs" -quiet -no-progress -comp zstd -Xcompression-level 3'
+    )
+    return measure(["sh", "-c", script, "sh", source, str(scratch)])
+
+
+def _ours(source: str, scratch: Path) -> Cost:
+    os.environ["UDI_STORE"] = str(scratch / "store")
+    return measure([sys.executable, "-m", "udi_core", "pull", "--quiet", f"docker://{source}"])
+
+
+def main() -> int:
+    layout = make(CACHE / "image")
+    runs: dict[str, list[Cost]] = {"peer": [], "udi": []}
+    size = 0
+    with tempfile.TemporaryDirectory(dir=CACHE) as top, running_registry(Path(top)) as registry:
+        source = registry.push(layout, "bench/image").removeprefix("docker://").removeprefix("docker:")
+        for number in range(ROUNDS):
+            for name, command in (("peer", _peer), ("udi", _ours)):
+                scratch = Path(top, f"{name}{number}")
+                scratch.mkdir()
+                runs[name].append(command(source, scratch))
+                if name == "udi":
+                    size = next(scratch.glob("store/images/sha256/*/*/image.squashfs")).stat().st_size
+                shutil.rmtree(scratch)
+    print(f"pull + flatten, {size / 1e6:.0f} MB squashfs; {quiet_machine()}; medians of {ROUNDS}")
+    print(f"  {'':10} {'wall s':>8} {'CPU s':>8} {'written MB':>11} {'memory MB':>10}")
+    middle = {}
+    for name, costs in runs.items():
+        middle[name] = Cost(
+            **{
+                field: sorted(getattr(cost, field) for cost in costs)[ROUNDS // 2]
+                for field in ("wall", "cpu", "written", "memory")
+            }
+        )
+        cost = middle[name]
+        print(f"  {name:10} {cost.wall:8.2f} {cost.cpu:8.2f} {cost.written / 1e6:11.0f} {cost.memory / 1e6:10.0f}")
+    ours, peer = middle["udi"], middle["peer"]
+    reached = [
+        verdict("wall, ratio to the peer", ours.wall / peer.wall, 0.40),
+        verdict("CPU, ratio to the peer", ours.cpu / peer.cpu, 0.45),
+        verdict("bytes written, ratio to the squashfs", ours.written / size, 1.15),
+        verdict("peak memory of all processes", ours.memory / 1e6, 250, " MB"),
+    ]
+    return 0 if all(reached) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
