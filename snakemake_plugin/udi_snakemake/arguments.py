@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from udi_core.errors import UsageError
+from udi_core import UsageError
 
 PREFIXES = ("APPTAINER", "SINGULARITY")
 ACTIONS = ("exec", "run", "shell")

@@ -15,7 +15,7 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from udi_core.errors import ToolFailed, UsageError
+from udi_core import ToolFailed, UsageError
 
 _IMAGE_DIRECTIVES = ("container", "containerized", "singularity")
 _FILE_DIRECTIVES = ("include", "snakefile")
@@ -148,7 +148,7 @@ def ask_snakemake(snakefile: str, directory: str, arguments: Sequence[str] = ())
     Raises:
         ToolFailed: Snakemake is not installed, or cannot plan the workflow (an input file is missing, for example).
     """
-    from udi_core._process import run
+    from udi_core import run
 
     done = run(
         [sys.executable, "-m", "udi_snakemake.plan", "--snakefile", os.path.abspath(snakefile), *arguments],

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from udi_core.errors import ImageNotFound, InvalidReference, UnsupportedImage
-from udi_core.reference import ImageReference
+from udi_core import ImageNotFound, ImageReference, InvalidReference, UnsupportedImage
 from udi_snakemake import pointer
 from udi_snakemake.pointer import Pointer
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from udi_core.errors import ConfigError
+from udi_core import ConfigError
 
 FILE_NAME = "udi.lock"
 _KEY = "udi-lock"

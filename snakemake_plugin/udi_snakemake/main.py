@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from udi_core.errors import LaunchError, UdiError
+from udi_core import LaunchError, UdiError
 from udi_snakemake.arguments import ACTIONS, Action, Help, Inspect, Version, parse
 
 #: docker-run(1): UDI's own failure, told apart from the program's status.

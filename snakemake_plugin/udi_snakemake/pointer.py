@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 
-from udi_core.errors import CorruptImage, StoreError
+from udi_core import CorruptImage, StoreError
 
 _KEY = "udi-pointer"
 _VERSION = 1

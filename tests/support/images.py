@@ -130,7 +130,7 @@ def python_layer(*requirements: str, name: str = "base") -> oci.Layer:
         with _locked(final.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=final.parent) as temporary:
             if not final.exists():
                 root, written = Path(temporary) / "root", Path(temporary) / "layer.tar"
-                _unpack([base.blob_path(each["digest"]) for each in base.read(base.find())["layers"]], root)
+                unpack([base.blob_path(each["digest"]) for each in base.read(base.find())["layers"]], root)
                 version = os.path.basename(os.path.realpath(root / "usr/bin/python3")).removeprefix("python")
                 place = f"usr/local/lib/python{version}/dist-packages"
                 _install_wheels(requirements, version, root / place)
@@ -166,7 +166,7 @@ def _build(name: str, recipe: Recipe, work: Path) -> None:
             layers.append(oci.Layer(data=oci.tar(_package_entries(python, recipe.merged_usr))))
         for number, layer in enumerate(layers):
             (work / f"{number}.tar").write_bytes(layer.data)
-        _unpack([work / f"{number}.tar" for number in range(len(layers))], root)
+        unpack([work / f"{number}.tar" for number in range(len(layers))], root)
         layers.append(oci.Layer(data=oci.tar(_finish(root))))
     layout.add_image(
         layers,
@@ -280,10 +280,13 @@ def _tiny_entries(packages: Sequence[Path]) -> Iterator[oci.Entry]:
     yield from (oci.symlink(f"bin/{applet}", "busybox") for applet in _APPLETS)
 
 
-def _unpack(layers: Sequence[Path], root: Path) -> None:
+def unpack(layers: Iterable[Path], root: Path) -> None:
+    """Extract layer blobs over each other; whiteouts are left lying, as files."""
     for layer in layers:
         with tarfile.open(layer) as archive:
-            archive.extractall(root, filter="tar")
+            # Set, not passed: Debian 12's Python 3.11.2 has no filters, and later ones must not refuse absolute links.
+            archive.extraction_filter = staticmethod(lambda member, path: member)
+            archive.extractall(root)
 
 
 def _finish(root: Path) -> Iterator[oci.Entry]:

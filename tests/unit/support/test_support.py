@@ -71,9 +71,7 @@ def test_blob_path_is_where_the_registry_keeps_it(tmp_path: Path, registry: Regi
 def test_images_run(name: str, python: str, tmp_path: Path) -> None:
     layout = images.image(name)
     manifest = layout.read(layout.find())
-    for layer in manifest["layers"]:
-        with tarfile.open(layout.blob_path(layer["digest"])) as archive:
-            archive.extractall(tmp_path, filter="tar")
+    images.unpack((layout.blob_path(layer["digest"]) for layer in manifest["layers"]), tmp_path)
     inside = ["bwrap", "--ro-bind", str(tmp_path), "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
 
     def run(*argv: str) -> str:
