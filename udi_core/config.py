@@ -7,13 +7,22 @@ imported only if a file exists: a task that starts on a machine without configur
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from udi_core.errors import ConfigError
+from udi_core.policy import Policy, parse_policy
 
 SITE_FILE = "/etc/udi/config.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """Volumes and variables that belong together, and that a site gives a name."""
+
+    volumes: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +40,10 @@ class Config:
         compression: squashfs compressor, and its level (0: the tool's default).
         block_size: squashfs block size in bytes.
         memory: bytes of downloaded layers held in memory at once, over all layers of a pull.
-        volumes: ``SRC:DST[:ro]`` given to every task.
-        env: set in every task, above everything else.
+        volumes: ``SRC:DST[:ro]`` given to every task: the site's, then the user's, then those of modules.
+        modules: what the site offers by name (an MPI library, a GPU driver); ``use_modules`` are the ones in use.
+        policy: the site's rules.
+        env: set in every task, above everything else; the site's win over the user's.
         backends: mount backends to try, in order.
         idle: seconds that an unused mount is kept for the next task.
         shared_node_dir: where root mounts images for all users of a node; used if root made it.
@@ -58,6 +69,9 @@ class Config:
     shared_node_dir: str = "/run/udi"
     strict_modes: bool = False
     trusted_owners: tuple[str, ...] = ()
+    modules: Mapping[str, Module] = field(default_factory=dict)
+    use_modules: tuple[str, ...] = ()
+    policy: Policy = field(default_factory=Policy)
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -81,6 +95,8 @@ _KEYS: dict[str, str] = {
     "shared_node_dir": "path",
     "strict_modes": "boolean",
     "trusted_owners": "strings",
+    "modules": "modules",
+    "use_modules": "strings",
 }
 _ENVIRONMENT = {
     "UDI_STORE": "store",
@@ -92,6 +108,7 @@ _ENVIRONMENT = {
     "UDI_INSECURE_REGISTRIES": "insecure_registries",
     "UDI_VOLUMES": "volumes",
     "UDI_IDLE": "idle",
+    "UDI_MODULES": "use_modules",
 }
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -104,22 +121,48 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     """
     environ = os.environ if environ is None else environ
     values, origins = _defaults(environ)
-    for path in config_files(environ):
+    site, user = config_files(environ)
+    for path in (site, user):
         for key, value in _read_yaml(path).items():
-            if key == "policy":
-                continue  # udi_core.policy reads it, and from the site's file only
-            _set(values, origins, key, value, path)
+            if key != "policy":
+                _set(values, origins, key, value, path)
+            elif path == site:
+                values["policy"] = parse_policy(value, path)
+                origins["policy"] = path
+            else:
+                raise ConfigError(
+                    f"{path} sets policy", "Only the site's file may.", f"Remove it, or ask who keeps {site}."
+                )
     for variable, key in _ENVIRONMENT.items():
         if environ.get(variable):
             text = environ[variable]
             value = [part for part in text.split(",") if part] if _KEYS[key] == "strings" else text
             _set(values, origins, key, value, variable)
+    _use_modules(values, origins)
     return Config(**values, origins=origins)
 
 
+def _use_modules(values: dict[str, Any], origins: dict[str, str]) -> None:
+    modules: dict[str, Module] = values.get("modules", {})
+    for name in values.get("use_modules", ()):
+        module = modules.get(name)
+        if module is None:
+            raise ConfigError(
+                f"There is no module {name!r}",
+                f"{origins['use_modules']} asks for it; the site has: {', '.join(modules) or 'none'}.",
+            )
+        values["volumes"] = (*values.get("volumes", ()), *module.volumes)
+        values["env"] = {**module.env, **values.get("env", {})}
+
+
 def config_files(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The files that configuration is read from, lowest first, whether they exist or not."""
-    return environ.get("UDI_SITE_CONFIG", SITE_FILE), user_file(environ)
+    """The site's file and the user's, whether they exist or not.
+
+    ``UDI_SITE_CONFIG`` names another site file, for machines that have none: where there is one, a variable
+    must not take its place.
+    """
+    other = environ.get("UDI_SITE_CONFIG", "")
+    return other if other and not os.path.exists(SITE_FILE) else SITE_FILE, user_file(environ)
 
 
 def user_file(environ: Mapping[str, str]) -> str:
@@ -186,7 +229,13 @@ def _set(values: dict[str, Any], origins: dict[str, str], key: str, value: Any, 
         hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(_KEYS)}"
         raise ConfigError(f"{origin} sets an unknown key", f"The key {key!r} is not known.", hint)
     try:
-        values[key] = _CHECKS[kind](value)
+        checked = _CHECKS[kind](value)
+        # What a site mounts and sets stays; a user adds to it.
+        if key == "volumes":
+            checked = (*values.get(key, ()), *checked)
+        elif key in ("env", "modules"):
+            checked = {**checked, **values.get(key, {})}
+        values[key] = checked
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{origin} sets {key} to a wrong value", f"{key}: {value!r}: {error}") from error
     origins[key] = origin
@@ -225,6 +274,17 @@ def _mirrors(value: Any) -> dict[str, tuple[str, ...]]:
     return {_string(key): _strings([each] if isinstance(each, str) else each) for key, each in value.items()}
 
 
+def _modules(value: Any) -> dict[str, Module]:
+    if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
+        raise TypeError("a mapping of names to volumes and env is needed")
+    found = {}
+    for name, each in value.items():
+        if unknown := set(each) - {"volumes", "env"}:
+            raise ValueError(f"{name} has {', '.join(sorted(map(str, unknown)))}; volumes and env are known")
+        found[_string(name)] = Module(volumes=_strings(each.get("volumes", [])), env=_mapping(each.get("env", {})))
+    return found
+
+
 def _integer(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError("a number is needed")
@@ -252,13 +312,14 @@ def _boolean(value: Any) -> bool:
     return value
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Any], Any]] = {
     "boolean": _boolean,
     "string": _string,
     "path": _path,
     "strings": _strings,
     "mapping": _mapping,
     "mirrors": _mirrors,
+    "modules": _modules,
     "integer": _integer,
     "size": _size,
     "seconds": _seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -14,11 +15,12 @@ from udi_core.config import Config
 from udi_core.errors import ImageAbsent
 from udi_core.flatten import FlattenReport, flatten
 from udi_core.layer import LayerInput
-from udi_core.manifest import Descriptor, Platform, host_platform, parse_platform
+from udi_core.manifest import Descriptor, ImageConfig, Platform, host_platform, parse_platform
+from udi_core.policy import check_reference
 from udi_core.progress import Progress, ProgressSink, ignore
 from udi_core.reference import ImageReference
 from udi_core.sources import ResolvedImage, Source, open_source, resolve
-from udi_core.squashfs import SquashfsOptions, SquashfsWriter
+from udi_core.squashfs import SquashfsOptions, SquashfsWriter, list_programs
 from udi_core.store import ImageStore, PythonInfo, StoredImage
 
 # First two bytes of a .pyc, little-endian (CPython, Include/internal/pycore_magic_number.h and its predecessors).
@@ -53,6 +55,7 @@ def pull(
     Raises:
         UdiError: each of the tree's branches; see :mod:`udi_core.errors`.
     """
+    check_reference(config.policy, reference)
     if platform is None and config.platform:
         platform = parse_platform(config.platform)
     pinned = reference.transport == "id" or (reference.transport == "docker" and reference.digest is not None)
@@ -63,26 +66,32 @@ def pull(
             if reference.transport == "id":
                 raise
     store.prepare()
-    progress(Progress("resolve", reference.short, 0, 1, "images"))
     wanted = platform or host_platform()
-    with open_source(reference, config) as source:
-        resolved = resolve(source, wanted)
-        progress(Progress("resolve", reference.short, 1, 1, "images"))
-        image = _produce(reference, resolved, source, store, config, force, progress)
-    store.set_tag(reference, resolved.named, wanted, image.digest)
+    if reference.transport in ("file", "dir"):
+        named, image = _import(reference, wanted, store, config, force, progress)
+    else:
+        progress(Progress("resolve", reference.short, 0, 1, "images"))
+        with open_source(reference, config) as source:
+            resolved = resolve(source, wanted)
+            progress(Progress("resolve", reference.short, 1, 1, "images"))
+
+            def make(staging: str, show: ProgressSink) -> StoredImage:
+                made = _flatten(resolved, source, store.staged_squashfs(staging), config, show)
+                return _describe(reference, resolved, made)
+
+            named, image = resolved.named, _produce(resolved.manifest.digest, make, store, force, progress)
+    store.set_tag(reference, named, wanted, image.digest)
     return image
 
 
 def _produce(
-    reference: ImageReference,
-    resolved: ResolvedImage,
-    source: Source,
+    digest: str,
+    make: Callable[[str, ProgressSink], StoredImage],
     store: ImageStore,
-    config: Config,
     force: bool,
     progress: ProgressSink,
 ) -> StoredImage:
-    digest = resolved.manifest.digest
+    """The image of a digest: found, or made by ``make(staging directory, progress)``, or by another process."""
 
     def there() -> bool:
         try:
@@ -94,10 +103,10 @@ def _produce(
     def waiting(holder: str, note: str) -> None:
         progress(Progress("wait", digest[7:19], 0, None, "", f"{holder}: {note}" if note else holder))
 
-    if not force and there():
+    found = there()
+    if found and not force:
         return store.image(digest)
-    started_without = not there()
-    held = lease.wait(store.lease_path(digest), lambda: started_without and there(), waiting)
+    held = lease.wait(store.lease_path(digest), lambda: not found and there(), waiting)
     if held is None:
         return store.image(digest)
     with held:
@@ -110,9 +119,59 @@ def _produce(
             progress(event)
 
         with store.staging(digest) as staging:
-            made = _flatten(resolved, source, store.staged_squashfs(staging), config, show)
+            made = make(staging, show)
             held.check()
-            return store.publish(staging, _describe(reference, resolved, made), replace=force)
+            return store.publish(staging, made, replace=force)
+
+
+def _import(
+    reference: ImageReference,
+    platform: Platform,
+    store: ImageStore,
+    config: Config,
+    force: bool,
+    progress: ProgressSink,
+) -> tuple[str, StoredImage]:
+    """A local file or directory: what it is named by, and its image, whose digest is that of its squashfs."""
+    from udi_core import local
+
+    with store.staging("sha256:" + "0" * 64) as staging:
+        path = store.staged_squashfs(staging)
+        if reference.transport == "file":
+            part = local.find_squashfs(reference.path)
+            seen = os.stat(reference.path)
+            named = f"file:{seen.st_dev}:{seen.st_ino}:{seen.st_size}:{seen.st_mtime_ns}"
+            before = store.tag(reference)
+            if before and before.digest == named and not force:
+                with contextlib.suppress(ImageAbsent):
+                    return named, store.lookup(reference, platform)
+            with stores.translated(store.root):
+                local.copy_squashfs(part, path, progress)
+        else:
+            named = f"dir:{reference.path}"
+            local.pack_directory(reference.path, path, _options(config))
+        digest = local.file_digest(path)
+        programs = list_programs(path)
+
+        def make(final: str, show: ProgressSink) -> StoredImage:
+            os.rename(path, store.staged_squashfs(final))
+            return StoredImage(
+                digest=digest,
+                squashfs=store.staged_squashfs(final),
+                size=os.path.getsize(store.staged_squashfs(final)),
+                squashfs_sha256=digest.partition(":")[2],
+                config=ImageConfig(platform=Platform(os=platform.os, architecture=platform.architecture)),
+                created=stores.now(),
+                reference=str(reference),
+                python=find_python(programs, ""),
+                shell=find_shell(programs),
+            )
+
+        return named, _produce(digest, make, store, force, progress)
+
+
+def _options(config: Config) -> SquashfsOptions:
+    return SquashfsOptions(compression=config.compression, level=config.compression_level, block_size=config.block_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +184,7 @@ class _Made:
 
 
 def _flatten(resolved: ResolvedImage, source: Source, path: str, config: Config, progress: ProgressSink) -> _Made:
-    options = SquashfsOptions(
-        compression=config.compression, level=config.compression_level, block_size=config.block_size
-    )
+    options = _options(config)
     layers = [
         LayerInput(descriptor=layer, diff_id=diff_id, open=_opener(source, layer))
         for layer, diff_id in zip(resolved.manifest.layers, resolved.config.diff_ids, strict=True)
@@ -148,11 +205,9 @@ def _flatten(resolved: ResolvedImage, source: Source, path: str, config: Config,
     finally:
         if writer is not None:
             writer.close()
-    state = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            state.update(chunk)
-    return _Made(path=path, size=os.path.getsize(path), sha256=state.hexdigest(), report=report, tool=writer.tool)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return _Made(path=path, size=os.path.getsize(path), sha256=sha256, report=report, tool=writer.tool)
 
 
 def _opener(source: Source, layer: Descriptor) -> Callable[[], Iterator[bytes]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from udi_core.errors import LaunchError
+from udi_core.policy import check_volume
 from udi_core.programs import require_program
 from udi_core.volumes import Volume
 
@@ -282,6 +283,8 @@ def _volumes(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Volume]:
             continue  # the image has something there, and what an image has is not hidden unasked
         chosen[path] = Volume(source=path, target=path)
     asked = [Volume.parse(text) for text in config.volumes]
+    for volume in spec.volumes:
+        check_volume(config.policy, volume)
     for volume in (*asked, *spec.volumes, *spec.support):
         if not host.node.kind(volume.source):
             raise LaunchError(

@@ -118,6 +118,24 @@ def writer_argv(path: str, options: SquashfsOptions) -> list[str]:
     return [*argv, "-b", str(options.block_size), "-processors", jobs]
 
 
+def list_programs(path: str) -> dict[str, str | None]:
+    """Shells and Pythons in the usual directories of a squashfs, as :class:`udi_core.flatten.FlattenReport` has them.
+
+    Empty where unsquashfs is not installed: who runs the image finds out then.
+    """
+    tool = _process.find_tool("unsquashfs")
+    if tool is None:
+        return {}
+    directories = ("bin", "usr/bin", "usr/local/bin", "opt/conda/bin")
+    listing = _process.run([tool, "-lls", "-d", "", path, *directories], check=False).stdout.decode(errors="replace")
+    found: dict[str, str | None] = {}
+    for name, link in re.findall(r"^[-l]\S+ +\S+ +\d+ \S+ \S+ /?(\S+)(?: -> (\S+))?$", listing, re.MULTILINE):
+        base = name.rpartition("/")[2]
+        if base.startswith("python") or base in ("sh", "bash", "busybox"):
+            found[name] = link or None
+    return found
+
+
 def mksquashfs_version(tool: str) -> tuple[int, int]:
     """Major and minor version of a mksquashfs; (0, 0) if it does not say."""
     found = re.search(rb"mksquashfs version (\d+)\.(\d+)", _process.run([tool, "-version"], check=False).stdout)

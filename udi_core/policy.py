@@ -1,0 +1,129 @@
+"""The site's rules: which registries images may come from, and what may be mounted where.
+
+They are read from the ``policy`` section of the site's file only; the user's file and the environment cannot loosen
+them.  UDI runs with the rights of its user and gives none beyond them, so the policy is a site's way to keep its
+users on paths that it supports, not a wall against a user who starts bubblewrap by hand.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from udi_core.errors import ConfigError, PolicyError
+
+if TYPE_CHECKING:
+    from udi_core.reference import ImageReference
+    from udi_core.volumes import Volume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What is allowed; by default everything that the user could do anyway.
+
+    Attributes:
+        registries: ``host/repository`` patterns (``ghcr.io/lab/*``) of which one must match; empty for all.
+        denied_registries: patterns of which none may match.
+        local_images: whether images may come from files and directories, which no registry vouches for.
+        volume_sources: directories of which one must hold a volume's source; empty for all.
+        denied_sources: directories that must not hold a volume's source.
+        denied_targets: directories of the image over which, and in which, no volume may be mounted.
+    """
+
+    registries: tuple[str, ...] = ()
+    denied_registries: tuple[str, ...] = ()
+    local_images: bool = True
+    volume_sources: tuple[str, ...] = ()
+    denied_sources: tuple[str, ...] = ()
+    denied_targets: tuple[str, ...] = ()
+
+
+def parse_policy(value: Any, origin: str) -> Policy:
+    """Read the ``policy`` section.
+
+    Raises:
+        ConfigError: a key is unknown, or its value is of the wrong type.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{origin} sets policy to a wrong value", "A mapping is needed.")
+    known = {each.name: each for each in fields(Policy)}
+    found: dict[str, Any] = {}
+    for key, given in value.items():
+        if key not in known:
+            raise ConfigError(
+                f"{origin} sets an unknown key", f"The key policy.{key} is not known.", f"Known: {', '.join(known)}"
+            )
+        if key == "local_images":
+            right = isinstance(given, bool)
+        else:
+            right = isinstance(given, list) and all(isinstance(each, str) for each in given)
+        if not right:
+            raise ConfigError(f"{origin} sets policy.{key} to a wrong value", repr(given))
+        found[key] = tuple(given) if isinstance(given, list) else given
+    return Policy(**found)
+
+
+def check_reference(policy: Policy, reference: ImageReference) -> None:
+    """Whether an image may be pulled.
+
+    Raises:
+        PolicyError: the site forbids it.
+    """
+    if reference.transport == "id":
+        return
+    if reference.transport != "docker":
+        if not policy.local_images:
+            raise PolicyError(
+                f"The site does not allow images from {reference.transport}:",
+                f"{reference} comes from no registry.",
+                "Push the image to a registry that the site allows: udi config show",
+            )
+        return
+    name = f"{reference.registry}/{reference.repository}"
+    if policy.registries and not _matches(name, policy.registries):
+        raise PolicyError(
+            f"The site does not allow images from {name}",
+            f"Allowed are: {', '.join(policy.registries)}.",
+            "Push the image to one of these.",
+        )
+    if _matches(name, policy.denied_registries):
+        raise PolicyError(
+            f"The site does not allow images from {name}",
+            f"Denied are: {', '.join(policy.denied_registries)}.",
+            "Use another image, or ask the site.",
+        )
+
+
+def check_volume(policy: Policy, volume: Volume) -> None:
+    """Whether a volume that a user asked for may be mounted.
+
+    Raises:
+        PolicyError: the site forbids it.
+    """
+    if policy.volume_sources and not _inside(volume.source, policy.volume_sources):
+        raise PolicyError(
+            f"The site does not allow the volume {volume}",
+            f"Sources must lie in: {', '.join(policy.volume_sources)}.",
+            "Copy what you need there.",
+        )
+    if _inside(volume.source, policy.denied_sources):
+        raise PolicyError(f"The site does not allow the volume {volume}", f"{volume.source} must not be mounted.")
+    if _inside(volume.target, policy.denied_targets):
+        raise PolicyError(
+            f"The site does not allow the volume {volume}",
+            f"Nothing may be mounted in: {', '.join(policy.denied_targets)}.",
+            "Choose another target.",
+        )
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """``ghcr.io`` alone stands for all that is in it."""
+    return any(fnmatchcase(name, each) or name.startswith(each.rstrip("/") + "/") for each in patterns)
+
+
+def _inside(path: str, directories: tuple[str, ...]) -> bool:
+    real = os.path.realpath(path)  # a symlink in an allowed directory must not lead out of it
+    return any(real == each or real.startswith(each.rstrip("/") + "/") for each in directories)
