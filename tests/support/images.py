@@ -301,7 +301,8 @@ def _finish(root: Path) -> Iterator[oci.Entry]:
         master = root / f"usr/share/base-passwd/{kind}.master"
         yield oci.file(f"etc/{kind}", master.read_bytes() if master.exists() else b"root:x:0:0:root:/root:/bin/sh\n")
     yield from (oci.whiteout(path) for path in _HIDDEN if (root / path).is_dir())
-    made = [path for path, _ in _walk(root) if path not in before]
+    # ldconfig's second cache holds inode numbers, and no two builds would be the same.
+    made = [path for path, _ in _walk(root) if path not in before and not path.startswith("var/cache/ldconfig")]
     for path in sorted(made):
         full = root / path
         if full.is_symlink():
@@ -315,9 +316,8 @@ def _finish(root: Path) -> Iterator[oci.Entry]:
 def _inside(root: Path, *argv: str, check: bool = True) -> None:
     mounts = ["--bind", str(root), "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
     bwrap = _process.require_tool("bwrap", reason="run the image's own programs")
-    _process.run(
-        [bwrap, "--unshare-user", "--uid", "0", "--gid", "0", *mounts, *argv], env={"PATH": _PATH}, check=check
-    )
+    env = {"PATH": _PATH, "PYTHONHASHSEED": "0"}  # sets in compiled modules are written in the order of their hashes
+    _process.run([bwrap, "--unshare-user", "--uid", "0", "--gid", "0", *mounts, *argv], env=env, check=check)
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
