@@ -40,6 +40,7 @@ class Config:
         compression: squashfs compressor, and its level (0: the tool's default).
         block_size: squashfs block size in bytes.
         memory: bytes of downloaded layers held in memory at once, over all layers of a pull.
+        automatic: which of the caller's directories every task sees: ``home tmp scratch tmpdir cwd``.
         volumes: ``SRC:DST[:ro]`` given to every task: the site's, then the user's, then those of modules.
         modules: what the site offers by name (an MPI library, a GPU driver); ``use_modules`` are the ones in use.
         policy: the site's rules.
@@ -62,6 +63,7 @@ class Config:
     compression_level: int = 3
     block_size: int = 131072
     memory: int = 48 << 20
+    automatic: tuple[str, ...] = ("home", "tmp", "scratch", "tmpdir", "cwd")
     volumes: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     backends: tuple[str, ...] = ("kernel", "fuse", "namespace", "extract")
@@ -88,6 +90,7 @@ _KEYS: dict[str, str] = {
     "compression_level": "integer",
     "block_size": "size",
     "memory": "size",
+    "automatic": "strings",
     "volumes": "strings",
     "env": "mapping",
     "backends": "strings",

@@ -10,6 +10,8 @@ import os
 import stat
 import zlib
 
+from udi_core.tree import DiskTree, resolve
+
 #: Files of the node that take the place of the image's.
 HOST_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/etc/localtime")
 _WATCHED = ("/etc/passwd", "/etc/group", *HOST_FILES)
@@ -55,8 +57,6 @@ def prepare(image_root: str, target: str, home: str) -> None:
 
 
 def _inside(image_root: str, path: str) -> str:
-    from udi_core.sandbox import DiskTree, resolve
-
     return resolve(DiskTree(image_root), path)
 
 

@@ -57,4 +57,4 @@ def enter(
     config = config or load_config()
     image = find(reference, config, pull_missing=pull_missing, progress=progress)
     with NodeMounts(config, ImageStore(config.store)).mount(image, progress) as mounted:
-        yield build(spec, mounted, config, Host.observe(mounted))
+        yield build(spec, mounted, config, Host.observe(mounted, environ=spec.environ, cwd=spec.cwd))

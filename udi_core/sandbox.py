@@ -8,13 +8,15 @@ status, cgroup, standard streams and process group are its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
-from udi_core.errors import LaunchError
+from udi_core.errors import CommandNotFound, ConfigError, LaunchError, NotExecutable
+from udi_core.layout import Mount, place, steps
 from udi_core.policy import check_volume
 from udi_core.programs import require_program
+from udi_core.tree import DiskTree, Tree, View, is_below, resolve
 from udi_core.volumes import Volume
 
 if TYPE_CHECKING:
@@ -40,37 +42,57 @@ _IMAGE_OWNED = (
     "/usr",
 )
 
-# Host variables that name files of the host for a loader or an interpreter: in the image they are wrong at best.
+# What configuration may name in ``automatic``.
+_AUTOMATIC = ("home", "tmp", "scratch", "tmpdir", "cwd")
+
+# Host variables by which a loader, an interpreter or a compiler finds files: in the image they are wrong at best.
 _SCRUBBED = frozenset(
     {
         "BASH_ENV",
+        "CLASSPATH",
+        "CMAKE_PREFIX_PATH",
+        "CPATH",
+        "CPLUS_INCLUDE_PATH",
+        "C_INCLUDE_PATH",
         "ENV",
         "GCONV_PATH",
+        "GOROOT",
+        "INFOPATH",
+        "JAVA_HOME",
+        "LIBRARY_PATH",
         "LOCPATH",
+        "LUA_CPATH",
+        "LUA_PATH",
         "MANPATH",
         "NLSPATH",
+        "NODE_PATH",
+        "OPAL_PREFIX",
         "PATH",
         "PERL5LIB",
         "PERL5OPT",
         "PERLLIB",
+        "PKG_CONFIG_PATH",
         "PYTHONEXECUTABLE",
         "PYTHONHOME",
         "PYTHONPATH",
         "PYTHONSTARTUP",
         "PYTHONUSERBASE",
+        "RUBYLIB",
+        "RUBYOPT",
         "R_HOME",
         "R_LIBS",
         "R_LIBS_SITE",
         "R_LIBS_USER",
-        "RUBYLIB",
-        "RUBYOPT",
         "SSL_CERT_DIR",
         "SSL_CERT_FILE",
+        "TCLLIBPATH",
         "TCL_LIBRARY",
         "VIRTUAL_ENV",
     }
 )
-_SCRUBBED_PREFIXES = ("LD_", "BASH_FUNC_", "CONDA_", "_CE_", "_CONDA_")
+_SCRUBBED_PREFIXES = ("BASH_FUNC_", "CONDA_", "LD_", "_CE_", "_CONDA_", "__LMOD", "_LMFILES", "_ModuleTable")
+# Host variables that name a directory or a program, and are dropped if the task cannot see it.
+_IF_VISIBLE = ("SHELL", "TMPDIR", "XDG_RUNTIME_DIR")
 # The caller's own, whatever the image says.
 _IDENTITY = ("HOME", "LOGNAME", "USER")
 _KEPT_WHEN_CLEARED = (*_IDENTITY, "TERM", "TMPDIR")
@@ -83,17 +105,19 @@ class LaunchSpec:
     """What a caller wants to run, and how.
 
     Attributes:
-        command: program and arguments; may be empty only with an entrypoint, or where the image has a command.
+        command: program and arguments; may be empty only with an entrypoint.
         volumes: mounted above those of the site and the defaults.
         env: above the image's and ``env_file``'s.
         env_file: variables from files, above the image's.
         clearenv: drop the host's environment, except for HOME, LOGNAME, TERM, TMPDIR and USER.
-        workdir: directory in the image's view; None for the caller's, the image's, or ``/``.
+        workdir: directory in the task's view; None for the caller's, else the image's, else ``/``.
         entrypoint: False ignores the image's, True uses it, a text takes its place.
-        home: show the caller's home directory.
+        home: show the caller's home directory; else an empty one takes its place.
         new_session: a session of its own, so that the task cannot type into the caller's terminal.
         die_with_parent: SIGKILL for the task when the caller's process dies.
         support: further read-only mounts that an adapter needs, not subject to the volume policy.
+        environ: the host's environment; None for this process's.
+        cwd: the caller's current directory; None for this process's.
     """
 
     command: tuple[str, ...] = ()
@@ -107,45 +131,8 @@ class LaunchSpec:
     new_session: bool = False
     die_with_parent: bool = False
     support: tuple[Volume, ...] = ()
-
-
-class Tree(Protocol):
-    """A file tree that can be looked at: an image, or the node."""
-
-    def kind(self, path: str) -> str:
-        """``"dir"``, ``"link"``, ``"file"`` (anything else), or ``""`` where nothing is or nothing can be seen."""
-
-    def readlink(self, path: str) -> str:
-        """Where a symbolic link points."""
-
-    def names(self, path: str) -> tuple[str, ...]:
-        """Names in a directory, sorted; none where it cannot be read."""
-
-
-class DiskTree:
-    """The files below a directory, as they are when first looked at."""
-
-    def __init__(self, root: str) -> None:
-        self._root = root.rstrip("/")
-
-    def kind(self, path: str) -> str:
-        """See :class:`Tree`."""
-        try:
-            mode = os.lstat(self._root + path).st_mode & 0o170000
-        except OSError:
-            return ""
-        return {0o040000: "dir", 0o120000: "link"}.get(mode, "file")
-
-    def readlink(self, path: str) -> str:
-        """See :class:`Tree`."""
-        return os.readlink(self._root + path)
-
-    def names(self, path: str) -> tuple[str, ...]:
-        """See :class:`Tree`."""
-        try:
-            return tuple(sorted(os.listdir(self._root + path)))
-        except OSError:
-            return ()
+    environ: Mapping[str, str] | None = None
+    cwd: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +156,7 @@ class Host:
     def observe(
         cls, mounted: MountedImage, *, environ: Mapping[str, str] | None = None, cwd: str | None = None
     ) -> Host:
-        """The calling process, on this node.
+        """The calling process, on this node; ``environ`` and ``cwd`` speak for another.
 
         Raises:
             ToolMissing: bubblewrap is not installed.
@@ -209,10 +196,16 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
     """The command line that runs ``spec`` in the image.  Pure: the same arguments give the same text.
 
     Raises:
-        LaunchError: a volume's source or the work directory does not exist, or there is nothing to run.
+        CommandNotFound, NotExecutable: the program is not there, or is no program; found before anything starts.
+        LaunchError: a volume or the work directory does not exist, or there is nothing to run.
+        PolicyError: the site forbids a volume.
     """
-    env, loader = environment(spec, mounted, config, host)
-    volumes = _volumes(spec, config, host)
+    placed = place({**_system(mounted, host), **_volumes(spec, config, host)}, host.image, host.node)
+    view = View(host.image, host.node, {target: mount.source for target, mount in placed.items()})
+    env = environment(spec, mounted, config, host, view)
+    workdir = _workdir(spec, mounted, host, view)
+    command = _command(spec, mounted)
+    check_command(command[0], env["PATH"], workdir, view)
     argv = [*mounted.join, host.bwrap]
     if host.uid == 0:
         argv += ("--cap-drop", "ALL")
@@ -220,11 +213,15 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
         argv.append("--new-session")
     if spec.die_with_parent:
         argv.append("--die-with-parent")
-    argv += _mounts(volumes, mounted, host)
-    for name, value in loader.items():
-        argv += ("--setenv", name, value)
-    argv += ("--chdir", _workdir(spec, mounted, volumes, host), "--", *_command(spec, mounted))
-    return Launch(tuple(argv), env, mounted.fds)
+    for step in steps(placed, host.image, host.node, mounted.root):
+        argv += ("--" + step.kind, step.source, step.target) if step.source else ("--" + step.kind, step.target)
+    inherited = dict(env)
+    for name, value in env.items():
+        if name.startswith(_LOADER_PREFIXES):
+            argv += ("--setenv", name, value)
+            del inherited[name]
+    argv += ("--chdir", workdir, "--", *command)
+    return Launch(tuple(argv), inherited, mounted.fds)
 
 
 def execute(launch: Launch) -> NoReturn:
@@ -239,13 +236,12 @@ def execute(launch: Launch) -> NoReturn:
         raise LaunchError(f"{launch.argv[0]} cannot be started", error.strerror or str(error)) from error
 
 
-def environment(
-    spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The task's environment, in two parts: what bubblewrap inherits, and what only the task may see.
+def environment(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host, view: Tree) -> dict[str, str]:
+    """The task's environment.
 
-    Lowest first: host, image, ``env_file``, ``env``, site.  Host variables that name files of the host for a
-    loader or an interpreter are left out, and PATH is the image's.
+    Lowest first: host, image, ``env_file``, ``env``, configuration (modules, user, site).  Host variables that name
+    files of the host are left out, and PATH is the image's.  ``${NAME}`` in the configuration stands for what the
+    variable is without it, so that a module can add to LD_LIBRARY_PATH.
     """
     result = {"PATH": DEFAULT_PATH}
     for name, value in host.environ.items():
@@ -253,157 +249,111 @@ def environment(
             keep = name in _KEPT_WHEN_CLEARED
         else:
             keep = name not in _SCRUBBED and not name.startswith(_SCRUBBED_PREFIXES)
-        if keep:
+        if keep and (name not in _IF_VISIBLE or (value.startswith("/") and view.kind(resolve(view, value)))):
             result[name] = value
     image = mounted.image.config.env
     result.update((name, value) for name, value in image.items() if name not in _IDENTITY or name not in result)
-    for layer in (spec.env_file, spec.env, config.env):
-        result.update(layer)
-    loader = {name: result.pop(name) for name in list(result) if name.startswith(_LOADER_PREFIXES)}
-    return result, loader
+    result.update(spec.env_file)
+    result.update(spec.env)
+    result.update({name: _expand(value, result) for name, value in config.env.items()})
+    return result
 
 
-def _volumes(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Volume]:
-    """Everything of the host that the task sees, by resolved target; parents come before what lies in them."""
-    chosen: dict[str, Volume] = {}
+def _expand(value: str, env: Mapping[str, str]) -> str:
+    before, brace, rest = value.partition("${")
+    name, end, after = rest.partition("}")
+    if not brace or not end:
+        return value
+    return before + env.get(name, "") + _expand(after, env)
 
-    def covered(path: str) -> bool:
-        return any(path == each or path.startswith(each + "/") for each in chosen)
 
-    own = [host.environ.get("HOME", "") if spec.home else "", "/tmp"]  # noqa: S108
-    own += [host.environ.get("SCRATCH", ""), host.environ.get("TMPDIR", ""), host.cwd]
-    for path in own:
-        if not path.startswith("/") or path == "/":
-            continue
-        path = os.path.normpath(path)
-        owned = any(path == each or path.startswith(each + "/") for each in _IMAGE_OWNED)
-        if owned or covered(path) or host.node.kind(path) not in ("dir", "link"):
-            continue
-        if path == host.cwd and host.image.names(path):
-            continue  # the image has something there, and what an image has is not hidden unasked
-        chosen[path] = Volume(source=path, target=path)
-    asked = [Volume.parse(text) for text in config.volumes]
+def _system(mounted: MountedImage, host: Host) -> dict[str, Mount]:
+    """What every task sees of the node."""
+    found = {
+        "/dev": Mount("dev-bind", "/dev"),
+        "/etc": Mount("ro-bind", mounted.etc_dir),
+        "/proc": Mount("bind", "/proc"),
+        "/sys": Mount("bind", "/sys"),
+    }
+    if host.uid == 0:
+        # Without capabilities, root still owns the node's devices and the kernel's settings.
+        found["/dev"] = Mount("dev")
+        found["/sys"] = Mount("ro-bind", "/sys")
+        for path in ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"):
+            if host.node.kind(path):
+                found[path] = Mount("ro-bind", path)
+        if host.node.kind("/dev/shm") == "dir":  # noqa: S108
+            found["/dev/shm"] = Mount("bind", "/dev/shm")  # noqa: S108
+    return found
+
+
+def _volumes(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]:
+    """The volumes by target: what is shown unasked, then the configuration's, then the caller's."""
     for volume in spec.volumes:
         check_volume(config.policy, volume)
-    for volume in (*asked, *spec.volumes, *spec.support):
-        if not host.node.kind(volume.source):
-            raise LaunchError(
-                f"The volume {volume} cannot be mounted",
-                f"{volume.source} does not exist, or you may not see it.",
-                "Make it first, or correct the path.",
-            )
-        chosen.pop(volume.target, None)
-        chosen[volume.target] = volume
-    resolved = {resolve(host.image, target): volume for target, volume in chosen.items()}
-    return dict(sorted(resolved.items(), key=lambda item: item[0].split("/")))
-
-
-def _mounts(volumes: dict[str, Volume], mounted: MountedImage, host: Host) -> Iterator[str]:
-    """bubblewrap's mount options, parents first."""
-    system = {
-        "/dev": ("--dev-bind", "/dev"),
-        "/proc": ("--bind", "/proc"),
-        "/sys": ("--bind", "/sys"),
-        "/etc": ("--ro-bind", mounted.etc_dir),
+    asked = [*map(Volume.parse, config.volumes), *spec.volumes, *spec.support]
+    found = {
+        target: mount
+        for target, mount in _automatic(spec, config, host).items()
+        if not any(is_below(target, volume.target) for volume in asked)
     }
-    targets: dict[str, tuple[str, str]] = dict(system)
-    for target, volume in volumes.items():
-        targets[target] = ("--ro-bind" if volume.read_only else "--bind", volume.source)
-    split: set[str] = set()
-    yield from _directory("/", targets, mounted.root, host.image, split)
-    made: list[str] = []
-    for target in sorted(targets, key=lambda path: path.split("/")):
-        option, source = targets[target]
-        inside = any(target.startswith(each + "/") for each in made)
-        if not inside:
-            yield from _open_up(target, targets, mounted.root, host.image, split)
-        yield from (option, source, target)
-        made.append(target)
-    for path in sorted(split, reverse=True):
-        yield from ("--remount-ro", path)
+    for volume in asked:
+        kind = "ro-bind" if volume.read_only else "bind"
+        found[volume.target] = Mount(kind, volume.source, f"The volume {volume}")
+    return found
 
 
-def _open_up(
-    target: str, targets: Mapping[str, tuple[str, str]], root: str, image: Tree, split: set[str]
-) -> Iterator[str]:
-    """Replace the directories of the image in which a mount point is missing by ones where it can be made."""
-    parts = target.strip("/").split("/")
-    for depth in range(1, len(parts)):
-        parent, child = "/" + "/".join(parts[:depth]), "/" + "/".join(parts[: depth + 1])
-        if image.kind(parent) != "dir":
-            return  # bubblewrap makes the rest, below a directory that was split
-        if not image.kind(child) and parent not in split:
-            yield from _directory(parent, targets, root, image, split)
-
-
-def _directory(
-    path: str, targets: Mapping[str, tuple[str, str]], root: str, image: Tree, split: set[str]
-) -> Iterator[str]:
-    """Show a directory of the image: as it is where no mount point is missing in it, else entry by entry."""
-    prefix = path.rstrip("/") + "/"
-    needed = {target[len(prefix) :].partition("/")[0] for target in targets if target.startswith(prefix)}
-    if all(image.kind(prefix + name) in ("dir", "file") for name in needed):
-        if path == "/":
-            yield from ("--ro-bind", root, "/")
-        return
-    split.add(path)
-    if path != "/":
-        yield from ("--tmpfs", path)
-    for name in image.names(path):
-        child = prefix + name
-        if child in targets:
+def _automatic(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]:
+    """The caller's own directories, at the same path as on the node."""
+    unknown = set(config.automatic) - set(_AUTOMATIC)
+    if unknown:
+        raise ConfigError(
+            f"{config.origins.get('automatic', 'The configuration')} sets automatic to a wrong value",
+            f"{', '.join(sorted(unknown))} is not known.",
+            f"Known are: {', '.join(_AUTOMATIC)}",
+        )
+    paths = {
+        "home": host.environ.get("HOME", ""),
+        "tmp": "/tmp",  # noqa: S108
+        "scratch": host.environ.get("SCRATCH", ""),
+        "tmpdir": host.environ.get("TMPDIR", ""),
+        "cwd": host.cwd,
+    }
+    found: dict[str, Mount] = {}
+    for name in _AUTOMATIC:
+        path = paths[name]
+        if not path.startswith("/"):
             continue
-        if image.kind(child) == "link":
-            yield from ("--symlink", image.readlink(child), child)
-        else:
-            yield from ("--ro-bind", root + child, child)
-
-
-def resolve(image: Tree, path: str) -> str:
-    """Follow the image's symbolic links, within the image, as far as the path exists.
-
-    Raises:
-        LaunchError: the links form a loop.
-    """
-    rest, done = path.strip("/").split("/")[::-1], ""
-    for _ in range(400):
-        if not rest:
-            return done or "/"
-        part = rest.pop()
-        if part in ("", "."):
+        path = "/" + os.path.normpath(path).lstrip("/")
+        if path == "/" or any(is_below(path, each) for each in _IMAGE_OWNED):
             continue
-        if part == "..":
-            done = done.rpartition("/")[0]
+        shown = name in config.automatic and (name != "home" or spec.home)
+        if not shown:
+            if name in ("home", "tmp"):
+                found[path] = Mount("tmpfs", "", f"The {name} directory")
             continue
-        here = f"{done}/{part}"
-        if image.kind(here) != "link":
-            done = here
+        covered = any(mount.source and is_below(path, target) for target, mount in found.items())
+        if covered or host.node.kind(resolve(host.node, path)) != "dir":
             continue
-        link = image.readlink(here)
-        if link.startswith("/"):
-            done = ""
-        rest += link.split("/")[::-1]
-    raise LaunchError(f"{path} cannot be reached in the image", "Its symbolic links form a loop.")
+        if name == "cwd" and host.image.names(resolve(host.image, path)):
+            continue  # what an image has is not hidden unasked
+        found[path] = Mount("bind", path, f"The {name} directory {path}")
+    return found
 
 
-def _workdir(spec: LaunchSpec, mounted: MountedImage, volumes: Mapping[str, Volume], host: Host) -> str:
+def _workdir(spec: LaunchSpec, mounted: MountedImage, host: Host, view: Tree) -> str:
     def exists(path: str) -> bool:
-        path = resolve(host.image, path)
-        for target in sorted(volumes, key=len, reverse=True):
-            if path == target or path.startswith(target + "/"):
-                return host.node.kind(volumes[target].source + path[len(target) :]) in ("dir", "link")
-        return host.image.kind(path) == "dir" or path == "/"
+        return path.startswith("/") and view.kind(resolve(view, path)) == "dir"
 
     if spec.workdir is not None:
         if not exists(spec.workdir):
             raise LaunchError(
-                f"The work directory {spec.workdir} does not exist in the image", "", "Mount it with a volume."
+                f"The work directory {spec.workdir} does not exist in the image",
+                "" if spec.workdir.startswith("/") else "It is not an absolute path.",
+                "Name another one, or mount it with a volume.",
             )
         return spec.workdir
-    for path in (host.cwd, mounted.image.config.workdir):
-        if path.startswith("/") and exists(path):
-            return path
-    return "/"
+    return next(filter(exists, (host.cwd, mounted.image.config.workdir)), "/")
 
 
 def _command(spec: LaunchSpec, mounted: MountedImage) -> tuple[str, ...]:
@@ -417,3 +367,71 @@ def _command(spec: LaunchSpec, mounted: MountedImage) -> tuple[str, ...]:
     if not command:
         raise LaunchError("There is no command to run", "None was given.", "Write it after the image reference.")
     return command
+
+
+def check_command(program: str, search: str, workdir: str, view: Tree) -> None:
+    """Whether a program can be started in a task's view: what execvp(3) would find out too late.
+
+    Raises:
+        CommandNotFound: it is not there, or the interpreter or loader that it needs is not.
+        NotExecutable: it is a directory, or not executable.
+    """
+    if "/" in program:
+        path = resolve(view, program if program.startswith("/") else f"{workdir}/{program}")
+        if view.kind(path) == "":
+            raise CommandNotFound(
+                f"{program} is not in the image",
+                f"Nothing is at {path} in the task's view.",
+                "Mount it with a volume, or correct the path.",
+            )
+        _check_program(program, path, view)
+        return
+    seen = None
+    for directory in search.split(":"):
+        path = resolve(view, f"{directory if directory.startswith('/') else f'{workdir}/{directory}'}/{program}")
+        if view.kind(path) == "file":
+            if view.is_executable(path):
+                _check_program(program, path, view)
+                return
+            seen = path
+    if seen is not None:
+        _check_program(program, seen, view)
+    raise CommandNotFound(
+        f"{program or 'A command without a name'} is not in the image",
+        f"It is in no directory of PATH: {search}",
+        "Check the name, or look around with: udi shell REF",
+    )
+
+
+def _check_program(program: str, path: str, view: Tree) -> None:
+    if view.kind(path) == "dir":
+        raise NotExecutable(f"{program} cannot be executed", f"{path} is a directory.", "Name a program in it.")
+    if not view.is_executable(path):
+        raise NotExecutable(
+            f"{program} cannot be executed",
+            f"{path} has no permission for you to execute it, or lies on a file system mounted noexec.",
+            f"Run it by an interpreter (sh {program}), or chmod +x it.",
+        )
+    needs = _interpreter(view.head(path))
+    if needs.startswith("/") and not view.kind(resolve(view, needs)):
+        what = "interpreter" if view.head(path).startswith(b"#!") else "loader"
+        raise CommandNotFound(
+            f"{program} cannot be started in this image",
+            f"{path} needs the {what} {needs}, which is not in the image.",
+            "It was made for another system: use the image's own, or an image that has it.",
+        )
+
+
+def _interpreter(head: bytes) -> str:
+    """What the kernel starts in a file's place: the ``#!`` of a script, the PT_INTERP of an ELF file; or ""."""
+    if head.startswith(b"#!"):
+        words = head[2:].partition(b"\n")[0].split()
+        return os.fsdecode(words[0]) if words else ""
+    if head[:6] != b"\x7fELF\x02\x01" or len(head) < 64:  # 64 bits, little-endian; others are left to the kernel
+        return ""
+    start, size, count = (int.from_bytes(head[at : at + n], "little") for at, n in ((32, 8), (54, 2), (56, 2)))
+    for at in range(start, min(start + size * count, len(head) - 40), size or 1):
+        if head[at : at + 4] == b"\3\0\0\0":  # PT_INTERP
+            offset, length = (int.from_bytes(head[at + n : at + n + 8], "little") for n in (8, 32))
+            return os.fsdecode(head[offset : offset + length].rstrip(b"\0"))
+    return ""
