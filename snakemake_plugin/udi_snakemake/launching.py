@@ -80,21 +80,23 @@ def specify(
         command=command,
         entrypoint=entrypoint,
         volumes=_volumes(action, host),
-        support=_metadata(is_sif, drivers),
+        support=(*_metadata(is_sif, drivers), *_temporary(action, host)),
         env=env,
         clearenv=environment.clear,
         workdir=action.pwd,
         home=not (action.home or action.no_home or action.contain),
+        # A job that Snakemake kills must not go on in its image.
+        die_with_parent=True,
     )
 
 
 def _volumes(action: Action, host: Host) -> tuple[Volume, ...]:
     volumes = []
-    if host.image.kind("/var/tmp") == "dir" and host.node.kind("/var/tmp") == "dir" and not action.contain:  # noqa: S108
-        volumes.append(Volume(source="/var/tmp", target="/var/tmp"))  # noqa: S108
     if action.home:
-        source, target = action.home
-        volumes.append(Volume(source=_absolute(source, host.cwd), target=_absolute(target, host.cwd)))
+        source, target = (_absolute(path, host.cwd) for path in action.home)
+        # The core shows the working directory by itself, unless that would hide something of the image.
+        if not (source == target == host.cwd) or action.contain or host.image.names(target):
+            volumes.append(Volume(source=source, target=target))
     for bind in action.binds:
         source = _absolute(bind.source, host.cwd)
         target = source if bind.target == bind.source else bind.target
@@ -120,6 +122,14 @@ def _metadata(is_sif: bool, drivers: list[tuple[str, str]]) -> tuple[Volume, ...
     for entry in ("actions", "env", "labels.json", "runscript"):
         shown.append(Volume(source=f"{_SUPPORT}/{entry}", target=f"{METADATA}/{entry}", read_only=True))
     return tuple(shown)
+
+
+def _temporary(action: Action, host: Host) -> tuple[Volume, ...]:
+    """The host's /var/tmp, which the real program shows beside /tmp."""
+    path = "/var/tmp"  # noqa: S108
+    if action.contain or host.image.kind(path) != "dir" or host.node.kind(path) != "dir":
+        return ()
+    return (Volume(source=path, target=path),)
 
 
 def _command(action: Action, mounted: MountedImage, is_sif: bool) -> tuple[tuple[str, ...], bool]:
