@@ -21,6 +21,7 @@ MAGIC = 0x73717368
 _SUPERBLOCK = struct.Struct("<IIIIIHHHHHHQQQQQQQQ")
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _F_SETPIPE_SZ = 1031
+_BACKLOG = 32 << 20  # bytes of blocks that wait inside tar2sqfs
 _LEVELS = frozenset({"gzip", "xz", "zstd"})
 
 
@@ -98,13 +99,21 @@ def writer_argv(path: str, options: SquashfsOptions) -> list[str]:
         ToolMissing: neither is there.
     """
     level = options.compression in _LEVELS and options.level > 0
-    jobs = str(len(os.sched_getaffinity(0)))
+    # The merge keeps one CPU busy, and feeds no more than some four compressors.
+    jobs = str(min(4, max(1, len(os.sched_getaffinity(0)) - 1)))
     tool = _process.find_tool("tar2sqfs")
     if tool is not None:
         argv = [tool, "--quiet", "--force", "--no-skip", "--compressor", options.compression]
         if level:
             argv += ["--comp-extra", f"level={options.level}"]
-        return [*argv, "--block-size", str(options.block_size), "--num-jobs", jobs, path]
+        # Each small file is a block of its own on the way to the fragments: with the default of ten blocks for a
+        # thread, tar2sqfs spends more time waking threads than compressing.
+        backlog = max(20, _BACKLOG // options.block_size)
+        return [
+            *argv,
+            *("--block-size", str(options.block_size), "--num-jobs", jobs, "--queue-backlog", str(backlog)),
+            path,
+        ]
     tool = _process.find_tool("mksquashfs")
     if tool is None or mksquashfs_version(tool) < (4, 6):
         raise ToolMissing(
