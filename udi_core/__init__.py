@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from udi_core._process import require_tool as require_tool
     from udi_core._process import run as run
     from udi_core._process import spawn as spawn
+    from udi_core.agent import host as _host
+    from udi_core.agent import in_image as _in_image
+    from udi_core.agent.function import MAGIC as MAGIC
+    from udi_core.agent.function import NotPortable as NotPortable
+    from udi_core.agent.function import specify as specify
+    from udi_core.agent.host import Agent as Agent
+    from udi_core.agent.host import AgentLost as AgentLost
+    from udi_core.agent.host import AgentPool as AgentPool
     from udi_core.cli.parser import Command as Command
     from udi_core.cli.show import lazy_progress as lazy_progress
     from udi_core.config import Config as Config
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
     from udi_core.errors import UnsupportedImage as UnsupportedImage
     from udi_core.errors import UsageError as UsageError
     from udi_core.launch import enter as enter
+    from udi_core.launch import find as find
     from udi_core.manifest import Platform as Platform
     from udi_core.manifest import host_platform as host_platform
     from udi_core.manifest import parse_platform as parse_platform
@@ -67,7 +76,12 @@ if TYPE_CHECKING:
     from udi_core.store import StoredImage as StoredImage
     from udi_core.volumes import Volume as Volume
 
+    agent_command, agent_support = _host.command, _host.support
+    pack, unpack = _in_image.dumps, _in_image.loads
+
 _EXPORTS = {
+    "agent.function": "MAGIC NotPortable specify",
+    "agent.host": "Agent AgentLost AgentPool",
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
     "cli.parser": "Command",
     "cli.show": "lazy_progress",
@@ -77,7 +91,7 @@ _EXPORTS = {
         " InvalidReference LaunchError MountError NotExecutable PolicyError RegistryError StoreError StoreFull"
         " ToolFailed ToolMissing UdiError UnsupportedImage UsageError"
     ),
-    "launch": "enter",
+    "launch": "enter find",
     "manifest": "Platform host_platform parse_platform",
     "mount": "MountedImage NodeMounts",
     "progress": "Progress ProgressSink ignore",
@@ -88,17 +102,24 @@ _EXPORTS = {
     "store": "ImageStore PythonInfo StoredImage",
     "volumes": "Volume",
 }
-_HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
+# Names that are too short to stand alone outside of their module.
+_RENAMED = {
+    "agent_command": ("agent.host", "command"),
+    "agent_support": ("agent.host", "support"),
+    "pack": ("agent.in_image", "dumps"),
+    "unpack": ("agent.in_image", "loads"),
+}
+_HOME = {name: (module, name) for module, names in _EXPORTS.items() for name in names.split()} | _RENAMED
 
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    module = _HOME.get(name)
-    if module is None:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # A submodule of the same name (pull) would take the place of the function: set it last, and for good.
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    module, original = _HOME[name]
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), original)
     globals()[name] = value
     return value
 

@@ -1,0 +1,340 @@
+"""The decorator: ``@image("docker:…")`` above an app."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from parsl.app.app import AppBase
+from parsl.app.bash import BashApp
+from parsl.app.errors import RemoteExceptionWrapper
+from parsl.app.python import PythonApp
+from parsl.dataflow.memoization import id_for_memo
+
+from udi_core import MAGIC, NotPortable, UsageError, Volume, specify
+from udi_parsl import worker
+from udi_parsl.images import RESOLVER, Choice, Surroundings, TaskImage, Wish, task_image
+from udi_parsl.results import SUBMITTER, Sealed
+
+#: The keyword by which a task carries its image; a call may give a reference by it.
+KEYWORD = "udi_image"
+
+App = TypeVar("App", bound=AppBase)
+_defaults = threading.local()
+
+
+def image(
+    reference: str | Mapping[str, str],
+    *,
+    volumes: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    setup: str = "",
+    workdir: str = "",
+    python: str = "",
+    platform: str | None = None,
+    variants: Sequence[str] = (),
+) -> Callable[[App], App]:
+    """Run every task of an app inside an image; the outermost decorator.
+
+    Above a ``@join_app`` it is the default for the apps that this one calls and that name no image of their own.
+
+    Args:
+        reference: an image reference, or a mapping of node kinds (archspec's names, ``v2`` … ``v4``, ``default``)
+            to references; the choice is made on the node.
+        volumes: ``SRC:DST[:ro]`` each.
+        env: variables, above the image's own.
+        setup: shell lines, run once before an agent starts and before each bash task.
+        workdir: directory of the tasks; default: the worker's, where the image shows it.
+        python: the image's interpreter, if it is not the ``python3`` on its PATH.
+        platform: ``os/architecture[/variant]``; default: the submitting machine's.
+        variants: x86-64 levels (``("v2", "v4")``) to have ready for nodes unlike the submitting machine.
+
+    Raises:
+        UsageError: the reference or a volume is malformed, or what is decorated is not an app.
+    """
+    wish = Wish.parse(reference, platform, tuple(variants))
+    around = Surroundings(
+        volumes=tuple(str(Volume.parse(each)) for each in volumes),
+        env=dict(env or {}),
+        setup=setup,
+        workdir=workdir,
+        python=python,
+    )
+
+    def decorate(app: App) -> App:
+        if isinstance(app, (_ImagePythonApp, _ImageBashApp)):
+            raise UsageError(f"The app {app.__name__!r} has an image already", "", "Decorate it with @image once.")
+        if isinstance(app, BashApp):
+            return _ImageBashApp(app, wish, around)  # type: ignore[return-value]
+        if isinstance(app, PythonApp):
+            if app.join:
+                return _JoinApp(app, wish, around)  # type: ignore[return-value]
+            return _ImagePythonApp(app, wish, around)  # type: ignore[return-value]
+        raise UsageError(
+            f"@image must stand above @python_app, @bash_app or @join_app, not {type(app).__name__}",
+            "Decorators apply from the bottom up: the app must be made first.",
+            '@image("docker:…")\n@python_app\ndef …',
+        )
+
+    return decorate
+
+
+class _Shipped:
+    """A callable that Parsl sends to a worker in the place of the user's function.
+
+    Pickled by reference to its class, which costs a tenth of what Parsl's own wrapper function does; so it does what
+    that wrapper does: an exception becomes a result.
+    """
+
+    __name__: str
+
+    def __call__(self, *args: Any, udi_image: TaskImage, **kwargs: Any) -> Any:
+        try:
+            return self._run(udi_image, args, kwargs)
+        except Exception as error:
+            return RemoteExceptionWrapper(type(error), error, error.__traceback__)
+
+    def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+
+class ImageFunction(_Shipped):
+    """A python app's function."""
+
+    def __init__(self, specification: dict[str, Any], module: str, submitter: str) -> None:
+        self.specification, self._submitter = specification, submitter
+        self.__name__, self.__module__ = specification["name"], module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageFunction, (self.specification, self.__module__, self._submitter)
+
+    def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _opened_at_home(worker.run_function(image, self.specification, args, kwargs), self._submitter)
+
+
+def _opened_at_home(sealed: Sealed, submitter: str) -> Any:
+    """In the submitting process itself nobody pickles the result, so nothing else would open it."""
+    return sealed.open() if submitter == SUBMITTER else sealed
+
+
+class ImageCommand(_Shipped):
+    """A bash app's function: as Parsl's own, makes the command line, runs it (in the image), checks its outputs."""
+
+    def __init__(self, function: Callable[..., str]) -> None:
+        self._function = function
+        self.__name__ = getattr(function, "__name__", "bash_app")
+        self.__module__ = function.__module__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageCommand, (self._function,)
+
+    def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        import parsl.app.errors as errors
+
+        command = self._command(args, kwargs)
+        output, closing = _open_stream("stdout", kwargs, 1)
+        try:
+            error_output, also_closing = _open_stream("stderr", kwargs, 2)
+            try:
+                if also_closing:
+                    os.write(error_output, f"--> executable follows <--\n{command}\n--> end executable <--\n".encode())
+                status = worker.run_command(image, command, output, error_output, kwargs.get("walltime"))
+            finally:
+                if also_closing:
+                    os.close(error_output)
+        finally:
+            if closing:
+                os.close(output)
+        if status is None:
+            raise errors.AppTimeout(f"App {self.__name__} exceeded walltime: {kwargs['walltime']} seconds")
+        if status != 0:
+            raise errors.BashExitFailure(self.__name__, status)
+        missing = [each for each in kwargs.get("outputs", []) if not os.path.exists(each.filepath)]
+        if missing:
+            raise errors.MissingOutputs(f"Missing outputs from app {self.__name__}", missing)
+        return status
+
+    def _command(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        import parsl.app.errors as errors
+
+        try:
+            command = self._function(*args, **kwargs)
+        except (AttributeError, IndexError) as error:
+            raise errors.AppBadFormatting(f"App formatting failed for app '{self.__name__}' with {error!r}") from error
+        if command is None:
+            raise errors.BashAppNoReturn(f"Bash app '{self.__name__}' did not return a value, or returned None")
+        if not isinstance(command, str):
+            raise ValueError(f"Expected a str for bash_app commandline, got {type(command)}")
+        return command
+
+
+def _open_stream(name: str, kwargs: dict[str, Any], default: int) -> tuple[int, bool]:
+    """A descriptor for a bash task's output, and whether to close it; Parsl's rules for names and modes."""
+    import parsl.app.errors as errors
+    from parsl.data_provider.files import File
+    from parsl.utils import get_std_fname_mode
+
+    wanted = kwargs.get(name)
+    if wanted is None:
+        return default, False
+    path, mode = (os.fspath(wanted), "w") if isinstance(wanted, File) else get_std_fname_mode(name, wanted)
+    try:
+        if os.path.dirname(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if "a" in mode else os.O_TRUNC)
+        return os.open(path, flags, 0o666), True
+    except OSError as error:
+        raise errors.BadStdStreamFile(str(path)) from error
+
+
+class _Images:
+    """What the decorated apps share: which image, and the future of it that a task depends on."""
+
+    _wish: Wish
+    _around: Surroundings
+
+    def _future(self, kwargs: dict[str, Any], specification: dict[str, Any] | None) -> Any:
+        """The value of :data:`KEYWORD` for one call."""
+        given = kwargs.get(KEYWORD)
+        if isinstance(given, (TaskImage, Future)):
+            return given
+        wish = Wish.parse(given, self._wish.platform, self._wish.variants) if given is not None else self._wish
+        return resolved(wish, self._around, specification)
+
+
+def resolved(wish: Wish, around: Surroundings, specification: dict[str, Any] | None) -> Any:
+    """A TaskImage if the images are known, else a future of it.
+
+    A future is a dependency to Parsl: the task waits for the pull without a worker, and fails as
+    ``DependencyError`` if the pull does.
+    """
+    choices = RESOLVER.choices(wish)
+    if choices.done() and choices.exception() is None:
+        _check(specification, choices.result(), around)
+        return task_image(wish, around, choices.result())
+    future: Future[TaskImage] = Future()
+
+    def forward(done: Future[tuple[Choice, ...]]) -> None:
+        try:
+            _check(specification, done.result(), around)
+            future.set_result(task_image(wish, around, done.result()))
+        except Exception as error:
+            future.set_exception(error)
+
+    choices.add_done_callback(forward)
+    return future
+
+
+def _check(specification: dict[str, Any] | None, choices: tuple[Choice, ...], around: Surroundings) -> None:
+    """Refuse, before it is sent, a function that an image's Python cannot run."""
+    if specification is None or around.python:
+        return
+    for each in choices:
+        if not each.python:
+            raise UsageError(
+                f"The image has no Python 3, which the python app {specification['name']!r} needs",
+                f"Image {each.digest[:19]} for {each.kind} nodes.",
+                "Use a bash app, name an interpreter by python=, or choose another image.",
+            )
+        if each.magic != MAGIC.hex() and specification["source"] is None:
+            raise UsageError(
+                f"The app {specification['name']!r} cannot run on the image's Python {each.version}",
+                f"Bytecode of this Python would crash there, and as source it cannot go: {specification['problem']}.",
+                "Define it by def in a file, import what it needs inside it, and pass the rest as arguments.",
+            )
+
+
+class _ImagePythonApp(_Images, PythonApp):
+    def __init__(self, app: PythonApp, wish: Wish, around: Surroundings) -> None:
+        function = inspect.unwrap(app.func)
+        try:
+            self._specification = specify(function)
+        except NotPortable as error:
+            raise UsageError(f"The app {app.__name__!r} cannot be sent to an image", str(error)) from error
+        self._wish, self._around = wish, around
+        super().__init__(
+            function,
+            data_flow_kernel=app.data_flow_kernel,
+            cache=app.cache,
+            executors=app.executors,
+            ignore_for_cache=app.ignore_for_cache,
+        )
+        self.func = ImageFunction(self._specification, function.__module__, SUBMITTER)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        future = self._future(kwargs, self._specification)
+        return super().__call__(*args, **{**kwargs, KEYWORD: future})
+
+
+class _ImageBashApp(_Images, BashApp):
+    def __init__(self, app: BashApp, wish: Wish, around: Surroundings) -> None:
+        self._wish, self._around = wish, around
+        super().__init__(
+            app.func,
+            data_flow_kernel=app.data_flow_kernel,
+            cache=app.cache,
+            executors=app.executors,
+            ignore_for_cache=app.ignore_for_cache,
+        )
+        self.wrapped_remote_function = ImageCommand(app.func)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **{**kwargs, KEYWORD: self._future(kwargs, None)})
+
+
+class _JoinApp(PythonApp):
+    """A join app whose inner apps get its image, unless they have one."""
+
+    def __init__(self, app: PythonApp, wish: Wish, around: Surroundings) -> None:
+        super().__init__(
+            inspect.unwrap(app.func),
+            data_flow_kernel=app.data_flow_kernel,
+            cache=app.cache,
+            executors=app.executors,
+            ignore_for_cache=app.ignore_for_cache,
+            join=True,
+        )
+        _let_plain_apps_ask()
+        function = self.func
+
+        @functools.wraps(function)
+        def with_default(*args: Any, **kwargs: Any) -> Any:
+            before = getattr(_defaults, "image", None)
+            _defaults.image = wish, around
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _defaults.image = before
+
+        self.func = with_default
+
+
+def _call_default(app: Any, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """An app without an image that is called inside a join app that has one."""
+    default = getattr(_defaults, "image", None)
+    if default is None or isinstance(app, (_Images, _JoinApp)) or getattr(app, "join", False):
+        return original(app, *args, **kwargs)
+    wish, around = default
+    decorated = app.__dict__.setdefault("_udi_default", {}).get(default[0])
+    if decorated is None:
+        kind = _ImageBashApp if isinstance(app, BashApp) else _ImagePythonApp
+        decorated = app.__dict__["_udi_default"][default[0]] = kind(app, wish, around)
+    return decorated(*args, **kwargs)
+
+
+@functools.cache
+def _let_plain_apps_ask() -> None:
+    """Let plain apps see the default image of a join app; Parsl makes them, so its classes must ask."""
+    for kind in (PythonApp, BashApp):
+        setattr(kind, "__call__", functools.partialmethod(_call_default, kind.__call__))  # noqa: B010 - mypy forbids it
+
+
+@id_for_memo.register(ImageFunction)
+@id_for_memo.register(ImageCommand)
+def _id_for_memo(function: Any, output_ref: bool = False) -> bytes:
+    return repr((function.__module__, function.__name__)).encode()

@@ -1,0 +1,221 @@
+"""Which image a task runs in: resolved on the submit side, chosen on the node, named in the memo key."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from parsl.dataflow.memoization import id_for_memo
+
+from udi_core import Config, ImageReference, ImageStore, Platform, StoredImage, UsageError, load_config, parse_platform
+
+#: Pulls that run at once; each of them uses two cores and one connection.
+_PULLS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a decorator or a call asks for.
+
+    Attributes:
+        references: node kind -> image reference; ``"default"`` is for nodes of no other kind.
+        variants: pull also for these x86-64 levels (``"v2"`` … ``"v4"``), for nodes that differ from this one.
+    """
+
+    references: tuple[tuple[str, str], ...]
+    platform: str = ""
+    variants: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(
+        cls, reference: str | Mapping[str, str], platform: str | None = None, variants: tuple[str, ...] = ()
+    ) -> Wish:
+        """Check what a user wrote.
+
+        Raises:
+            UsageError: a malformed reference, an empty mapping.
+        """
+        references = {"default": reference} if isinstance(reference, str) else dict(reference)
+        if not references:
+            raise UsageError("The mapping of node kinds to images is empty", "", 'Write {"default": "docker:…"}.')
+        for each in references.values():
+            ImageReference.parse(each)
+        return cls(references=tuple(references.items()), platform=platform or "", variants=tuple(variants))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """An image for one kind of node.
+
+    Attributes:
+        kind: archspec's name of a microarchitecture, an x86-64 level (``v3``), or "default".
+        magic: hexadecimal magic number of the image's Python, "" if it has none.
+    """
+
+    kind: str
+    digest: str
+    python: str
+    version: str
+    magic: str
+    shell: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskImage:
+    """A resolved wish; travels with the task, so it holds plain values only.
+
+    Attributes:
+        reference: as the user wrote it, for messages.
+        store: the image store's directory.
+        choices: the best fit for a node is chosen there.
+    """
+
+    reference: str
+    store: str
+    choices: tuple[Choice, ...]
+    volumes: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    setup: str = ""
+    workdir: str = ""
+    python: str = ""
+
+    def __repr__(self) -> str:
+        return f"TaskImage({self.reference}@{self.choices[0].digest[7:19]})"
+
+
+@id_for_memo.register(TaskImage)
+def _id_for_memo(image: TaskImage, output_ref: bool = False) -> bytes:
+    """What ran, not what it was called: a moved tag is another image, the same image by another tag is not."""
+    return repr(
+        (
+            "udi-image",
+            [(each.kind, each.digest) for each in image.choices],
+            image.volumes,
+            image.env,
+            image.setup,
+            image.workdir,
+            image.python,
+        )
+    ).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What surrounds the tasks of a decorated app; see :func:`udi_parsl.image`."""
+
+    volumes: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    setup: str = ""
+    workdir: str = ""
+    python: str = ""
+
+
+class Resolver:
+    """Resolves and pulls images in threads of its own; one pull for a thousand tasks.
+
+    A tag is resolved once in the life of a process, so that all tasks of a run use one digest.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._futures: dict[Wish, Future[tuple[Choice, ...]]] = {}
+
+    def choices(self, wish: Wish) -> Future[tuple[Choice, ...]]:
+        """A future of the images; done already if all of them are in the store."""
+        with self._lock:
+            found = self._futures.get(wish)
+            if found is None or (found.done() and found.exception() is not None):
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(_PULLS, thread_name_prefix="udi-pull")
+                found = self._futures[wish] = self._pool.submit(_resolve, wish)
+            return found
+
+    def forget(self) -> None:
+        """Resolve all tags anew from now on."""
+        with self._lock:
+            self._futures.clear()
+
+
+#: The process's resolver.
+RESOLVER = Resolver()
+
+
+def task_image(wish: Wish, around: Surroundings, choices: tuple[Choice, ...]) -> TaskImage:
+    """Put together what travels with a task."""
+    return TaskImage(
+        reference=wish.references[-1][1],
+        store=load_config().store,
+        choices=choices,
+        volumes=around.volumes,
+        env=tuple(sorted(around.env.items())),
+        setup=around.setup,
+        workdir=around.workdir,
+        python=around.python,
+    )
+
+
+def _resolve(wish: Wish) -> tuple[Choice, ...]:
+    config = load_config()
+    store = ImageStore(config.store)
+    platform = parse_platform(wish.platform) if wish.platform else None
+    found = []
+    for kind, text in wish.references:
+        reference = ImageReference.parse(text)
+        found.append(_choice(kind, _pull(reference, store, config, platform)))
+        for variant in wish.variants:
+            level = Platform(architecture="amd64", variant="" if variant == "v1" else variant)
+            found.append(_choice(variant, _pull(reference, store, config, level)))
+    # What fits only some nodes comes first, and "default" last.
+    return tuple(sorted(found, key=lambda each: (each.kind == "default", not each.kind.startswith("v"), each.kind)))
+
+
+def _pull(reference: ImageReference, store: ImageStore, config: Config, platform: Platform | None) -> StoredImage:
+    from udi_core import pull  # the HTTP client, which workers must not load
+
+    return pull(reference, store, config, platform=platform)
+
+
+def _choice(kind: str, image: StoredImage) -> Choice:
+    python = image.python
+    return Choice(
+        kind=kind,
+        digest=image.digest,
+        python=python.path if python else "",
+        version=python.version if python else "",
+        magic=python.magic if python else "",
+        shell=image.shell,
+    )
+
+
+def choose(image: TaskImage) -> Choice:
+    """The image for this node: of its microarchitecture, else of its x86-64 level or a lower one, else the default.
+
+    archspec is imported only if there is something to choose.
+
+    Raises:
+        UsageError: no choice fits this node.
+    """
+    if len(image.choices) == 1:
+        return image.choices[0]
+    import archspec.cpu
+
+    host = archspec.cpu.host()
+    names = [host.name, *(each.name for each in host.ancestors)]
+    ranks = {name: rank for rank, name in enumerate(names)}
+    best = None
+    for each in image.choices:
+        name = f"x86_64_{each.kind}" if each.kind.startswith("v") else each.kind
+        rank = ranks.get(name, len(names) if each.kind == "default" else -1)
+        if rank >= 0 and (best is None or rank < best[0]):
+            best = rank, each
+    if best is None:
+        kinds = ", ".join(each.kind for each in image.choices)
+        raise UsageError(
+            f"No image of {image.reference} fits this node",
+            f"It is a {host.name}; there are images for {kinds}.",
+            'Add a "default" to the mapping.',
+        )
+    return best[1]

@@ -1,0 +1,166 @@
+"""What runs on the worker: enter the image, hand the task to an agent, bring the answer back.
+
+A worker is a process that Parsl started on a node; everything here is imported there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from udi_core import (
+    Agent,
+    AgentPool,
+    Host,
+    ImageStore,
+    Launch,
+    LaunchError,
+    LaunchSpec,
+    MountedImage,
+    NodeMounts,
+    Volume,
+    agent_command,
+    agent_support,
+    build,
+    load_config,
+    pack,
+    spawn,
+)
+from udi_parsl.images import Choice, TaskImage, choose
+from udi_parsl.results import Sealed, open_error, open_result
+
+#: Idle agents of a worker, and images that it keeps mounted between tasks.
+AGENTS = int(os.environ.get("UDI_PARSL_AGENTS", "4"))
+
+_pool = AgentPool(AGENTS)
+
+
+class Packed:
+    """Arguments that were pickled on the submit side, for an agent to open."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return Packed, ([bytes(part) for part in self.parts],)
+
+
+def run_function(image: TaskImage, specification: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a python app in its image; a sealed result or exception."""
+    choice = choose(image)
+    if not (image.python or choice.python):
+        raise LaunchError(
+            f"{image.reference} has no Python 3",
+            f"The python app {specification['name']!r} needs one.",
+            "Use a bash app, name the interpreter by python=, or choose another image.",
+        )
+    with agent(image, choice) as found:
+        if args and isinstance(args[0], Packed):
+            parts = args[0].parts
+        else:
+            module, same = _pickler(specification, found)
+            parts = pack((args, kwargs), module, 5 if same else min(5, found.protocol))
+        answer = found.call(specification, parts, image.workdir or os.getcwd())
+    if answer[0] == b"ok":
+        return Sealed(open_result, answer[1:])
+    return Sealed(open_error, answer)
+
+
+def _pickler(specification: dict[str, Any], found: Agent) -> tuple[Any, bool]:
+    """cloudpickle for an agent on the same Python, which may get bytecode; else pickle."""
+    import pickle
+
+    if found.magic == specification["magic"]:
+        with contextlib.suppress(ImportError):
+            import cloudpickle
+
+            return cloudpickle, True
+    return pickle, False
+
+
+def run_command(image: TaskImage, command: str, output: int, errors: int, timeout: float | None) -> int | None:
+    """Run a shell command in its image; its exit status, or None if it exceeded ``timeout`` seconds."""
+    choice = choose(image)
+    if not choice.shell:
+        raise LaunchError(f"{image.reference} has no shell", "A bash app needs bash or sh in the image.")
+    text = f"{image.setup}\n{command}" if image.setup else command
+    argv = (choice.shell, "-c", text)
+    directory = image.workdir or os.getcwd()
+    if choice.python or image.python:
+        # The agent is inside already: it starts the shell in a millisecond, a new sandbox takes four.
+        with agent(image, choice) as found:
+            return found.spawn(argv, directory, output, errors, timeout)
+    with sandbox(image, choice, argv) as launch:
+        return _run_alone(launch, output, errors, timeout)
+
+
+def _run_alone(launch: Launch, output: int, errors: int, timeout: float | None) -> int | None:
+    from udi_core import DEVNULL, TimeoutExpired
+
+    process = spawn(launch.argv, env=launch.env, pass_fds=launch.pass_fds, stdin=DEVNULL, stdout=output, stderr=errors)
+    try:
+        return int(process.wait(timeout))
+    except TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def agent(image: TaskImage, choice: Choice) -> Iterator[Agent]:
+    """An agent in the image, for one task."""
+    key = (choice.digest, image.volumes, image.env, image.setup, image.python)
+
+    def start() -> Agent:
+        volumes, env = agent_support()
+        command = agent_command(image.python or choice.python, image.setup, choice.shell)
+        with sandbox(image, choice, command, support=volumes, env=env) as launch:
+            return Agent(launch)
+
+    with _pool.agent(key, start) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def sandbox(
+    image: TaskImage,
+    choice: Choice,
+    command: tuple[str, ...],
+    *,
+    support: tuple[Volume, ...] = (),
+    env: dict[str, str] | None = None,
+) -> Iterator[Launch]:
+    """The command line that runs ``command`` in the image; a process that it becomes keeps the mount."""
+    config = replace(load_config(), store=image.store)
+    spec = LaunchSpec(
+        command=command,
+        volumes=tuple(map(Volume.parse, image.volumes)),
+        env={**dict(image.env), **(env or {})},
+        support=support,
+        die_with_parent=True,
+    )
+    mounted = _mounted(image.store, choice.digest)
+    yield build(spec, mounted, config, Host.observe(mounted))
+
+
+_mounts: OrderedDict[tuple[str, str], MountedImage] = OrderedDict()
+
+
+def _mounted(store: str, digest: str) -> MountedImage:
+    """The image, mounted; this worker keeps its lease for the next task, so that the mount is not taken away."""
+    key = (store, digest)
+    found = _mounts.get(key)
+    if found is None:
+        images = ImageStore(store)
+        config = replace(load_config(), store=store)
+        found = _mounts[key] = NodeMounts(config, images).mount(images.image(digest))
+        while len(_mounts) > 2 * AGENTS:
+            _mounts.popitem(last=False)[1].close()
+    _mounts.move_to_end(key)
+    return found

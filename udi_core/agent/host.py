@@ -1,0 +1,235 @@
+"""The host side of an agent: start it in an image, send it work, and know when it is gone."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+from udi_core import _process
+from udi_core.agent import in_image
+from udi_core.errors import LaunchError
+from udi_core.sandbox import Launch
+from udi_core.volumes import Volume
+
+#: Where an image sees the agent, and pure-Python packages of the host that it may use.
+DIRECTORY = "/.udi/agent"
+LIBRARY = "/.udi/lib"
+
+_POLL_MS = 200
+_START_SECONDS = 120.0  # a cold Python on a busy parallel file system
+
+
+class AgentLost(LaunchError):
+    """The agent's process ended while it was needed; another one can be started."""
+
+
+class Agent:
+    """A running agent.  One request at a time; not for use by two threads at once."""
+
+    def __init__(self, launch: Launch) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            AgentLost: it ended before it answered; the details hold what is known.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            # More than the kernel's 208 KiB only where an administrator allows it; asking costs nothing.
+            for each in (ours, theirs):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            self._process = _process.spawn(
+                launch.argv, env=launch.env, stdin=theirs.fileno(), pass_fds=launch.pass_fds, close_fds=True
+            )
+        self._socket = ours
+        self._fd = ours.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        hello = pickle.loads(self._receive(time.monotonic() + _START_SECONDS)[0])  # noqa: S301 - our own agent
+        self.python: str = hello["python"]
+        self.magic: bytes = hello["magic"]
+        self.protocol: int = hello["protocol"]
+
+    def call(self, specification: dict[str, Any], arguments: Sequence[Any], directory: str) -> list[bytearray]:
+        """Run a function; ``arguments`` are the parts of pickled ``(args, kwargs)``.  The parts of the answer.
+
+        Waits in short polls, so that an exception that another thread throws into this one (Parsl's walltime)
+        gets through; the agent must then be closed.
+        """
+        request = pickle.dumps(("call", specification, directory, self.protocol), protocol=4)
+        self._send([request, *arguments])
+        return self._receive()
+
+    def spawn(
+        self, argv: Sequence[str], directory: str, output: int, errors: int, timeout: float | None = None
+    ) -> int | None:
+        """Run a program with these descriptors as its output; its status as in subprocess, or None at ``timeout``.
+
+        At the time-out, and on any exception, the program and its process group are killed.
+        """
+        self._send([pickle.dumps(("spawn", list(argv), directory), protocol=4)])
+        descriptors = array.array("i", [output, errors])
+        self._socket.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+        _, pid = pickle.loads(self._receive()[0])  # noqa: S301
+        deadline = None if timeout is None else time.monotonic() + timeout
+        ended = False
+        try:
+            parts = self._receive(deadline)
+            ended = bool(parts)
+        finally:
+            if not ended:
+                with contextlib.suppress(OSError):
+                    os.killpg(pid, signal.SIGKILL)
+        if not ended:
+            self._receive()
+            return None
+        status: int = pickle.loads(parts[0])[1]  # noqa: S301
+        return status
+
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End it at once.  Idempotent."""
+        self._socket.close()
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+
+    def _send(self, parts: Sequence[Any]) -> None:
+        try:
+            in_image.send(self._fd, parts)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._lost() from None
+
+    def _receive(self, deadline: float | None = None) -> list[bytearray]:
+        """The parts of one frame; none at the deadline."""
+        if not self._wait(deadline):
+            return []
+        (count,) = struct.unpack(">I", self._read(4))
+        sizes = struct.unpack(f">{count}Q", self._read(8 * count))
+        return [self._read(size) for size in sizes]
+
+    def _wait(self, deadline: float | None) -> bool:
+        while not self._poll.poll(_POLL_MS):
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+        return True
+
+    def _read(self, size: int) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        while view:
+            try:
+                count = os.readv(self._fd, [view])
+            except ConnectionResetError:
+                count = 0
+            if not count:
+                raise self._lost()
+            view = view[count:]
+            if view:
+                self._wait(None)
+        return data
+
+    def _lost(self) -> AgentLost:
+        try:
+            status = _process.describe_status(self._process.wait(timeout=5))
+        except _process.TimeoutExpired:
+            status = "its connection closed, but it still runs"
+        return AgentLost(
+            "The Python process in the image has ended",
+            f"It ended with {status}; what it printed is in the worker's standard error.",
+            "Killed by the out-of-memory killer, a crash in a C extension, or no working Python in the image.",
+        )
+
+
+class AgentPool:
+    """Agents by key; idle ones are kept for the next task, the least recently used are ended first.
+
+    Safe for use by several threads: an agent belongs to one task at a time.
+    """
+
+    def __init__(self, idle: int = 4) -> None:
+        self._limit = idle
+        self._idle: OrderedDict[int, tuple[Hashable, Agent]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    @contextlib.contextmanager
+    def agent(self, key: Hashable, start: Callable[[], Agent]) -> Iterator[Agent]:
+        """An agent for the length of the block.  After any exception it is ended, because its state is unknown."""
+        agent = self._take(key) or start()
+        try:
+            yield agent
+        except BaseException:
+            agent.close()
+            raise
+        self._give(key, agent)
+
+    def _take(self, key: Hashable) -> Agent | None:
+        if self._pid != os.getpid():  # forked: the agents are our parent's
+            self._idle, self._pid = OrderedDict(), os.getpid()
+        with self._lock:
+            number = next((number for number, (other, _) in reversed(self._idle.items()) if other == key), None)
+            if number is None:
+                return None
+            _, agent = self._idle.pop(number)
+        if agent.alive():
+            return agent
+        agent.close()
+        return None
+
+    def _give(self, key: Hashable, agent: Agent) -> None:
+        with self._lock:
+            self._idle[id(agent)] = key, agent
+            surplus = [self._idle.popitem(last=False)[1][1] for _ in range(len(self._idle) - self._limit)]
+        for each in surplus:
+            each.close()
+
+    def close(self) -> None:
+        """End all idle agents."""
+        with self._lock:
+            agents = [agent for _, agent in self._idle.values()]
+            self._idle.clear()
+        for agent in agents:
+            agent.close()
+
+
+def command(python: str, setup: str = "", shell: str = "") -> tuple[str, ...]:
+    """The command line, inside the image, of an agent; ``setup`` is sourced by ``shell`` first.
+
+    Raises:
+        LaunchError: there is a ``setup``, and the image has no shell.
+    """
+    start = (python, "-s", f"{DIRECTORY}/in_image.py")
+    if not setup:
+        return start
+    if not shell:
+        raise LaunchError(
+            "The image has no shell", "The task's setup needs one.", "Leave setup out, or use another image."
+        )
+    return (shell, "-c", f'{setup}\nexec "$@"', shell, *start)
+
+
+def support() -> tuple[tuple[Volume, ...], dict[str, str]]:
+    """The volumes, and the variables, that an agent needs in its sandbox."""
+    volumes = [Volume(source=os.path.dirname(in_image.__file__), target=DIRECTORY, read_only=True)]
+    env = {}
+    with contextlib.suppress(ImportError):
+        import cloudpickle
+
+        source = os.path.dirname(cloudpickle.__file__)
+        volumes.append(Volume(source=source, target=f"{LIBRARY}/cloudpickle", read_only=True))
+        env["UDI_AGENT_LIBRARY"] = LIBRARY
+    return tuple(volumes), env

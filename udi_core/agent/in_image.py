@@ -1,0 +1,273 @@
+"""The agent: a process inside an image that runs Python functions and shell commands for a process outside.
+
+It runs on whatever Python the image has (3.6 or newer) and imports the standard library only, so nothing in it may
+be newer than 3.6.  It talks over a stream socket that it is given as standard input and moves away before any task
+runs: a task that reads or prints must not disturb it.
+
+Frames, both ways: ``>I`` count of parts, ``>Q`` size of each, then the parts.  The first part is a pickle; further
+parts are its out-of-band buffers (PEP 574), which spares large arrays a copy on each side.
+
+Requests: ``("call", specification, directory, protocol)``, with the pickled arguments as the parts that follow, is
+answered by ``b"ok"`` and the pickled result, or by ``("error", description)``.  ``("spawn", argv, directory)``,
+followed by one byte that carries the descriptors of standard output and error (unix(7), SCM_RIGHTS), is answered
+twice: ``("started", pid)`` and ``("ended", status)``.
+"""
+
+import importlib
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import traceback
+import types
+from importlib.util import MAGIC_NUMBER
+
+TYPE_CHECKING = False  # importing typing costs this start 5 ms
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+_OUT_OF_BAND = sys.version_info >= (3, 8)
+_functions = {}  # type: dict[str, Any]
+
+
+class AgentError(Exception):
+    """The function cannot be run by this Python."""
+
+
+def read_exactly(fd: int, size: int) -> bytearray:
+    """``size`` bytes of a descriptor as a writable buffer; the process ends if the other side has gone."""
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        count = os.readv(fd, [view])
+        if not count:
+            os._exit(0)
+        view = view[count:]
+    return data
+
+
+def receive(fd: int) -> "list[bytearray]":
+    """The parts of one frame."""
+    (count,) = struct.unpack(">I", read_exactly(fd, 4))
+    sizes = struct.unpack(">%dQ" % count, read_exactly(fd, 8 * count))
+    return [read_exactly(fd, size) for size in sizes]
+
+
+def send(fd: int, parts: "Sequence[Any]") -> None:
+    """Write one frame; small ones in a single call."""
+    views = [memoryview(part).cast("B") for part in parts]
+    head = struct.pack(">I%dQ" % len(views), len(views), *[view.nbytes for view in views])
+    if len(views) == 1 and views[0].nbytes < 65536:
+        views = [memoryview(head + bytes(views[0]))]
+    else:
+        views.insert(0, memoryview(head))
+    for view in views:
+        while view:
+            view = view[os.write(fd, view) :]
+
+
+def dumps(value: "Any", module: "Any" = pickle, protocol: "int | None" = None) -> "list[Any]":
+    """Pickle a value into parts."""
+    if not _OUT_OF_BAND or (protocol is not None and protocol < 5):
+        return [module.dumps(value, protocol=4)]
+    buffers = []  # type: list[pickle.PickleBuffer]
+    data = module.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return [data] + [buffer.raw() for buffer in buffers]
+
+
+def loads(parts: "Sequence[Any]") -> "Any":
+    """The value of some parts."""
+    if len(parts) == 1:
+        return pickle.loads(parts[0])
+    return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def load_function(spec: "dict[str, Any]") -> "Any":
+    """The function that a specification describes; each is made once in the life of an agent."""
+    found = _functions.get(spec["id"])
+    if found is None:
+        found = _make_function(spec)
+        _functions[spec["id"]] = found
+    return found
+
+
+def _make_function(spec: "dict[str, Any]") -> "Any":
+    problem = spec.get("problem")
+    if spec["magic"] == MAGIC_NUMBER and spec["bytecode"] is not None:
+        try:
+            return pickle.loads(spec["bytecode"])
+        except ImportError as error:
+            # Usually cloudpickle, which the image need not have; the source does without.
+            problem = problem or str(error)
+    if spec["source"] is not None:
+        return _from_source(spec["source"], {})
+    raise AgentError(
+        "function %r cannot run in this image: its Python is %s, and the function cannot be sent as source: %s"
+        % (spec["name"], ".".join(map(str, sys.version_info[:3])), problem)
+    )
+
+
+def _from_source(source: "dict[str, Any]", made: "dict[Any, Any]") -> "Any":
+    """Compile a function, and the helpers it uses, from source.  ``made`` breaks circles."""
+    key = (source["module"], source["name"])
+    if key in made:
+        return made[key]
+    if source.get("again"):
+        return None
+    # A function that takes itself for the main program would run what stands behind `if __name__ == …`.
+    module = types.ModuleType(source["module"] if source["module"] != "__main__" else "udi_main")
+    namespace = module.__dict__
+    for name, (kind, value) in source["globals"].items():
+        if kind == "module":
+            namespace[name] = importlib.import_module(value)
+        elif kind == "member":
+            namespace[name] = getattr(importlib.import_module(value[0]), value[1])
+        elif kind == "value":
+            namespace[name] = pickle.loads(value)
+    code = compile("\n" * (source["line"] - 1) + source["text"], source["file"], "exec", dont_inherit=True)
+    exec(code, namespace)
+    made[key] = function = namespace[source["name"]]
+    for name, (kind, value) in source["globals"].items():
+        if kind == "function":
+            namespace[name] = _from_source(value, made)
+        elif kind == "self":
+            namespace[name] = function
+    return function
+
+
+def describe(error: BaseException, python: str) -> "dict[str, Any]":
+    """An exception as plain values, and pickled if it can be."""
+    pickled = None
+    try:
+        data = pickle.dumps(error, protocol=4)
+        pickle.loads(data)  # some exceptions pickle well and unpickle badly
+        pickled = data
+    except Exception:
+        pass
+    kind = type(error)
+    return {
+        "type": kind.__module__ + "." + kind.__qualname__ if kind.__module__ != "builtins" else kind.__qualname__,
+        "bases": [each.__name__ for each in kind.__mro__ if each.__module__ == "builtins"],
+        "message": str(error),
+        "args": [each for each in error.args if isinstance(each, (str, int, float, bool, type(None)))],
+        "traceback": traceback.format_exc(),
+        "pickled": pickled,
+        "python": python,
+    }
+
+
+def call(request: "Any", parts: "Sequence[Any]", python: str) -> "list[Any]":
+    """Run a function; the parts of the answer.  The arguments are unpickled only after the function is there."""
+    _, spec, directory, protocol = request
+    try:
+        _change_directory(directory)
+        function = load_function(spec)
+        args, kwargs = loads(parts)
+        result = function(*args, **kwargs)
+    except BaseException as error:
+        return [pickle.dumps(("error", describe(error, python)), protocol=4)]
+    try:
+        module = pickle
+        if spec["magic"] == MAGIC_NUMBER:
+            try:
+                import cloudpickle as module  # type: ignore[no-redef]  # for results of classes that only the caller's script defines
+            except ImportError:
+                pass
+        return [b"ok"] + dumps(result, module, protocol)
+    except BaseException as error:
+        text = "the result of %r cannot be pickled: %s: %s" % (spec["name"], type(error).__name__, error)
+        try:
+            raise AgentError(text) from error
+        except AgentError as wrapped:
+            return [pickle.dumps(("error", describe(wrapped, python)), protocol=4)]
+
+
+def spawn(request: "Any", connection: socket.socket, environ: "dict[str, str]") -> int:
+    """Start a program with the environment that the agent itself began with; its process id.
+
+    A task may have changed ``os.environ`` since, which is not for others to see.
+    """
+    _, argv, directory = request
+    _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(2 * struct.calcsize("i")))
+    output, errors = struct.unpack("ii", ancillary[0][2])
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        os.close(output)
+        os.close(errors)
+        return pid
+    try:
+        os.setsid()
+        _die_with(parent)
+        os.dup2(output, 1)
+        os.dup2(errors, 2)
+        _change_directory(directory)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and that would be inherited
+        os.execvpe(argv[0], argv, environ)
+    except BaseException as error:
+        os.write(2, ("udi: %s: %s\n" % (argv[0], error)).encode())
+    os._exit(127)
+
+
+def _die_with(parent: int) -> None:
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+    except (ImportError, OSError, AttributeError):
+        pass  # a minimal Python without ctypes: the host side kills by process group
+
+
+def _change_directory(directory: str) -> None:
+    if directory:
+        try:
+            os.chdir(directory)
+        except OSError:
+            pass  # not to be seen in the image: the agent's own directory serves
+
+
+def main() -> None:
+    # Unpickling must find this module by a name that is the same on both sides.
+    sys.modules["udi_agent"] = sys.modules["__main__"]
+    AgentError.__module__ = "udi_agent"
+    del sys.path[0]  # this file's directory, where the host's other modules are
+    environ = dict(os.environ)
+    library = os.environ.pop("UDI_AGENT_LIBRARY", None)
+    environ.pop("UDI_AGENT_LIBRARY", None)
+    if library:
+        sys.path.append(library)
+    requests = os.dup(0)
+    connection = socket.socket(fileno=requests)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    python = ".".join(map(str, sys.version_info[:3]))
+    hello = {"magic": MAGIC_NUMBER, "python": python, "protocol": 5 if _OUT_OF_BAND else 4, "pid": os.getpid()}
+    send(requests, [pickle.dumps(hello, protocol=4)])
+    while True:
+        parts = receive(requests)
+        request = pickle.loads(parts[0])
+        if request[0] == "call":
+            answer = call(request, parts[1:], python)
+            del parts, request
+            for stream in (sys.stdout, sys.stderr):
+                try:
+                    stream.flush()
+                except (OSError, ValueError):
+                    pass
+            send(requests, answer)
+        else:
+            pid = spawn(request, connection, environ)
+            send(requests, [pickle.dumps(("started", pid), protocol=4)])
+            _, status = os.waitpid(pid, 0)
+            code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            send(requests, [pickle.dumps(("ended", code), protocol=4)])
+
+
+if __name__ == "__main__":
+    main()
