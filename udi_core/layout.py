@@ -48,6 +48,27 @@ class Step:
     target: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a process must do to become a task.
+
+    Attributes:
+        server: process whose user and mount namespaces have the image, or 0.
+        anchor: an existing directory on which the new root is put together.
+        steps: the view, from :func:`udi_core.layout.steps`.
+        env: the task's environment.
+        workdir: in the task's view.
+    """
+
+    server: int
+    anchor: str
+    steps: tuple[Step, ...]
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    workdir: str
+    die_with_parent: bool
+
+
 def place(mounts: Mapping[str, Mount], image: Tree, node: Tree) -> dict[str, Mount]:
     """Mounts by the place where they really are: symbolic links of the image and of volumes are followed.
 

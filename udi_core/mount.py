@@ -85,6 +85,7 @@ class MountedImage:
         etc_dir: the ``/etc`` for this user's tasks.
         view: the directory through which this process can look at the image.
         fds: all descriptors that a task must inherit, ``lease_fd`` being the first.
+        server: process whose namespaces ``join`` enters, or 0.
     """
 
     image: StoredImage
@@ -95,6 +96,7 @@ class MountedImage:
     etc_dir: str
     view: str
     fds: tuple[int, ...]
+    server: int = 0
 
     def close(self) -> None:
         """Give up this process's lease; children that inherited the descriptors keep theirs."""
@@ -231,7 +233,8 @@ class NodeMounts:
                 with slot.locked():
                     if not os.path.isdir(etc):
                         etc_files.prepare(view, etc, home)
-            return MountedImage(image, state.root, _join(state), fds[0], state.backend, etc, view, fds)
+            server = state.pid if state.backend == "namespace" else 0
+            return MountedImage(image, state.root, _join(state), fds[0], state.backend, etc, view, fds, server)
         except BaseException:
             for fd in fds:
                 os.close(fd)
@@ -454,9 +457,7 @@ class _Slot:
             return False
         try:
             with self.locked():
-                try:
-                    fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                if not _taken_alone(lease):
                     return False
                 if not _is_same_file(lease, self.place.lease):
                     return False  # another reaper was here first, and a new mount may have taken its place
@@ -587,6 +588,31 @@ def _listdir(path: str) -> list[str]:
         return sorted(os.listdir(path))
     except OSError:
         return []
+
+
+def _taken_alone(lease: int) -> bool:
+    """Lock a lease exclusively; False if a task holds it.
+
+    When the last task gives its lease up, a holder that waits for that has the exclusive lock for an instant, which
+    must not be taken for a task's: a shared lock is refused by the holder only, so ask again while it is.
+    """
+    while True:
+        try:
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        try:
+            fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.0005)
+            continue
+        # Between the two calls a holder may have come and gone: only tasks refuse for long.
+        try:
+            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
 
 
 def _is_same_file(fd: int, path: str) -> bool:

@@ -8,12 +8,13 @@ status, cgroup, standard streams and process group are its own.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 from udi_core.errors import CommandNotFound, ConfigError, LaunchError, NotExecutable
-from udi_core.layout import Mount, place, steps
+from udi_core.layout import Mount, Plan, place, steps
 from udi_core.policy import check_volume
 from udi_core.programs import require_program
 from udi_core.tree import DiskTree, Tree, View, is_below, resolve
@@ -83,16 +84,27 @@ _SCRUBBED = frozenset(
         "R_LIBS",
         "R_LIBS_SITE",
         "R_LIBS_USER",
-        "SSL_CERT_DIR",
-        "SSL_CERT_FILE",
         "TCLLIBPATH",
         "TCL_LIBRARY",
         "VIRTUAL_ENV",
     }
 )
 _SCRUBBED_PREFIXES = ("BASH_FUNC_", "CONDA_", "LD_", "_CE_", "_CONDA_", "__LMOD", "_LMFILES", "_ModuleTable")
-# Host variables that name a directory or a program, and are dropped if the task cannot see it.
-_IF_VISIBLE = ("SHELL", "TMPDIR", "XDG_RUNTIME_DIR")
+# Host variables that name a file or a directory, and are dropped if the task cannot see it.
+_IF_VISIBLE = frozenset(
+    {
+        "AWS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "GIT_SSL_CAINFO",
+        "NODE_EXTRA_CA_CERTS",
+        "REQUESTS_CA_BUNDLE",
+        "SHELL",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "TMPDIR",
+        "XDG_RUNTIME_DIR",
+    }
+)
 # The caller's own, whatever the image says.
 _IDENTITY = ("HOME", "LOGNAME", "USER")
 _KEPT_WHEN_CLEARED = (*_IDENTITY, "TERM", "TMPDIR")
@@ -179,17 +191,19 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A task that is ready to start.
+    """A task that is ready to start: by :func:`execute`, or by another process that starts ``argv``.
 
     Attributes:
         argv: ``argv[0]`` is an absolute path.
         env: the whole environment.
         pass_fds: descriptors that the started process must inherit.
+        plan: how a process becomes the task without bubblewrap; None where it cannot.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str]
     pass_fds: tuple[int, ...]
+    plan: Plan | None = None
 
 
 def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -> Launch:
@@ -213,7 +227,8 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
         argv.append("--new-session")
     if spec.die_with_parent:
         argv.append("--die-with-parent")
-    for step in steps(placed, host.image, host.node, mounted.root):
+    view_steps = tuple(steps(placed, host.image, host.node, mounted.root))
+    for step in view_steps:
         argv += ("--" + step.kind, step.source, step.target) if step.source else ("--" + step.kind, step.target)
     inherited = dict(env)
     for name, value in env.items():
@@ -221,15 +236,34 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
             argv += ("--setenv", name, value)
             del inherited[name]
     argv += ("--chdir", workdir, "--", *command)
-    return Launch(tuple(argv), inherited, mounted.fds)
+    plan = None
+    if not spec.new_session:  # a process that leads a group cannot begin a session; a child of it can
+        plan = Plan(
+            server=mounted.server,
+            anchor=mounted.etc_dir,
+            steps=view_steps,
+            command=command,
+            env=env,
+            workdir=workdir,
+            die_with_parent=spec.die_with_parent,
+        )
+    return Launch(tuple(argv), inherited, mounted.fds, plan)
 
 
 def execute(launch: Launch) -> NoReturn:
     """Become the task: the process, its id and its open descriptors stay, its program changes.
 
     Raises:
-        LaunchError: the kernel refused to start bubblewrap.
+        LaunchError: the kernel refused.
     """
+    # Python ignores these two, and what a process ignores it ignores after exec as well.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    if launch.plan is not None:
+        from udi_core.become import become, can_become
+
+        if can_become():
+            become(launch.plan)
     try:
         os.execve(launch.argv[0], launch.argv, launch.env)  # noqa: S606 -- becoming the task is the point
     except OSError as error:
@@ -327,18 +361,20 @@ def _automatic(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]
         path = "/" + os.path.normpath(path).lstrip("/")
         if path == "/" or any(is_below(path, each) for each in _IMAGE_OWNED):
             continue
-        shown = name in config.automatic and (name != "home" or spec.home)
-        if not shown:
+        if name not in config.automatic or (name == "home" and not spec.home):
             if name in ("home", "tmp"):
                 found[path] = Mount("tmpfs", "", f"The {name} directory")
-            continue
-        covered = any(mount.source and is_below(path, target) for target, mount in found.items())
-        if covered or host.node.kind(resolve(host.node, path)) != "dir":
-            continue
-        if name == "cwd" and host.image.names(resolve(host.image, path)):
-            continue  # what an image has is not hidden unasked
-        found[path] = Mount("bind", path, f"The {name} directory {path}")
-    return found
+        elif host.node.kind(resolve(host.node, path)) == "dir":
+            if name == "cwd" and host.image.names(resolve(host.image, path)):
+                continue  # what an image has is not hidden unasked
+            found.setdefault(path, Mount("bind", path, f"The {name} directory {path}"))
+    # One that lies in another is there already.
+    shown = [path for path, mount in found.items() if mount.source]
+    return {
+        path: mount
+        for path, mount in found.items()
+        if not mount.source or not any(path != each and is_below(path, each) for each in shown)
+    }
 
 
 def _workdir(spec: LaunchSpec, mounted: MountedImage, host: Host, view: Tree) -> str:

@@ -1,0 +1,236 @@
+"""Becoming a task: what bubblewrap does, done by this process to itself, so that it is the task afterwards.
+
+bubblewrap stays as the parent of the program that it starts.  A signal sent to it does not reach the program: who
+ends ``udi run`` by its process id (``subprocess.run(timeout=…)``, a supervisor) would leave the program running.
+A process that becomes its own task has no such parent: signals, exit status and process id are the task's own.
+
+Needs Linux 5.12 (mount_setattr) and a process with a single thread; where something is missing, bubblewrap does it.
+Sources: open_tree(2), move_mount(2), mount_setattr(2), openat2(2), pivot_root(2), user_namespaces(7),
+capabilities(7), prctl(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+from collections.abc import Mapping
+from typing import NoReturn
+
+from udi_core.errors import CommandNotFound, LaunchError, NotExecutable
+from udi_core.layout import Plan, Step
+
+# Since Linux 5.1 a system call has the same number everywhere (asm-generic/unistd.h); pivot_root is older.
+_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_SLAVE, _MNT_DETACH = 2, 4, 0x4000, 0x80000, 2
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
+_OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 1, 4, 0x40
+_RDONLY, _NOSUID, _NODEV = 1, 2, 4  # MOUNT_ATTR_…
+_ATTRIBUTES = {"bind": _NOSUID | _NODEV, "ro-bind": _RDONLY | _NOSUID | _NODEV, "dev-bind": _NOSUID}
+_RESOLVE_IN_ROOT = 0x10
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def can_become() -> bool:
+    """Whether this process, on this kernel, can become a task by itself."""
+    if os.uname().machine not in _PIVOT_ROOT or len(os.listdir("/proc/self/task")) != 1:
+        return False
+    # A kernel that knows the call complains of the size; an older one, or a seccomp filter, does not get there.
+    result = _libc.syscall(_MOUNT_SETATTR, -1, b"", 0, None, 0)
+    return bool(result == -1 and ctypes.get_errno() == errno.EINVAL)
+
+
+def become(plan: Plan) -> NoReturn:
+    """Become the task; returns only by raising, and then this process is of no further use but to say so.
+
+    Raises:
+        LaunchError: the kernel refused something, or the program cannot be executed.
+    """
+    try:
+        _enter_namespaces(plan.server)
+        _make_view(plan)
+        os.chdir(plan.workdir)
+        _drop_privileges()
+        if plan.die_with_parent:
+            _check(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
+    except OSError as error:
+        raise LaunchError(
+            "The sandbox could not be built",
+            f"{error.filename or 'system call'}: {error.strerror}",
+            "udi doctor says what this node lacks.",
+        ) from error
+    _execute(plan.command, plan.env)
+
+
+def _enter_namespaces(server: int) -> None:
+    if server:
+        for name, kind in (("user", _CLONE_NEWUSER), ("mnt", _CLONE_NEWNS)):
+            fd = os.open(f"/proc/{server}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            _check(_libc.setns(fd, kind), f"setns {name}")
+            os.close(fd)
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0 and not server:
+        _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+    else:
+        _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "a user namespace")
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    # Nothing of ours may reach the node; what the node mounts later (automounter) may reach us.
+    _mount("none", "/", "", _MS_REC | _MS_SLAVE)
+
+
+def _make_view(plan: Plan) -> None:
+    # All sources are opened first: the new root, or another mount, may cover the way to them.
+    sources = [_clone(step.source, _ATTRIBUTES[step.kind]) if step.kind in _ATTRIBUTES else -1 for step in plan.steps]
+    first = plan.steps[0]
+    if first.target == "/":
+        _move(sources[0], plan.anchor)
+    else:
+        _tmpfs(plan.anchor)
+    root = os.open(plan.anchor, os.O_PATH | os.O_CLOEXEC)
+    for step, source in zip(plan.steps, sources, strict=True):
+        if step.target != "/":
+            _do(step, source, plan.anchor, root)
+        elif step.kind == "remount-ro":
+            _set_attributes(root, _RDONLY, 0)
+        if source >= 0:
+            os.close(source)
+    os.fchdir(root)
+    os.close(root)
+    _check(_libc.syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
+    # The old root now lies over the new one (pivot_root(2), NOTES).
+    _check(_libc.umount2(b".", _MNT_DETACH), "umount2")
+    os.chdir("/")
+
+
+def _do(step: Step, source: int, anchor: str, root: int) -> None:
+    path = anchor + step.target
+    if step.kind == "symlink":
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        os.symlink(step.source, path)
+    elif step.kind == "remount-ro":
+        target = _open_in(root, step.target)
+        _set_attributes(target, _RDONLY, 0)
+        os.close(target)
+    elif step.kind in ("tmpfs", "dev"):
+        os.makedirs(path, exist_ok=True)
+        _tmpfs(path)
+        if step.kind == "dev":
+            _devices(path)
+    else:
+        _move_in(source, root, step.target, path)
+
+
+def _move_in(source: int, root: int, target: str, path: str) -> None:
+    try:
+        where = _open_in(root, target)
+    except FileNotFoundError:
+        # Only where a directory was opened for it: udi_core.layout makes sure of that.
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.fstat(source).st_mode & 0o170000 == 0o040000:
+            os.mkdir(path)
+        else:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        where = _open_in(root, target)
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    _check(_libc.syscall(_MOVE_MOUNT, source, b"", where, b"", flags), target)
+    os.close(where)
+
+
+def _devices(path: str) -> None:
+    """A minimal /dev: that of bubblewrap's ``--dev``."""
+    for name in ("null", "zero", "full", "random", "urandom", "tty"):
+        os.close(os.open(f"{path}/{name}", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+        clone = _clone(f"/dev/{name}", _NOSUID)
+        _move(clone, f"{path}/{name}")
+        os.close(clone)
+    links = {"fd": "/proc/self/fd", "core": "/proc/kcore", "ptmx": "pts/ptmx"}
+    links |= {name: f"/proc/self/fd/{number}" for number, name in enumerate(("stdin", "stdout", "stderr"))}
+    for name, target in links.items():
+        os.symlink(target, f"{path}/{name}")
+    for name in ("shm", "pts"):
+        os.mkdir(f"{path}/{name}")
+    _mount("devpts", f"{path}/pts", "devpts", _MS_NOSUID, "newinstance,ptmxmode=0666,mode=620")
+
+
+class _Attributes(ctypes.Structure):
+    """struct mount_attr of linux/mount.h."""
+
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
+
+
+def _clone(path: str, attributes: int) -> int:
+    """A descriptor of a detached copy of a mount and all mounts in it, with attributes added."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
+    fd = _check(_libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), path)
+    _set_attributes(fd, attributes, _AT_RECURSIVE)
+    return fd
+
+
+def _set_attributes(fd: int, attributes: int, recursive: int) -> None:
+    how = _Attributes(attributes)
+    flags = _AT_EMPTY_PATH | recursive
+    _check(_libc.syscall(_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(how), ctypes.sizeof(how)), "mount_setattr")
+
+
+def _move(fd: int, path: str) -> None:
+    _check(_libc.syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(path), _MOVE_MOUNT_F_EMPTY_PATH), path)
+
+
+def _open_in(root: int, path: str) -> int:
+    """A descriptor of a path, with every symbolic link on the way taken to lie in ``root``."""
+    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)  # struct open_how
+    name = os.fsencode(path)
+    return _check(_libc.syscall(_OPENAT2, root, name, ctypes.byref(how), ctypes.sizeof(how)), path)
+
+
+def _tmpfs(path: str) -> None:
+    _mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755")
+
+
+def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    names = [os.fsencode(text) if text else None for text in (source, target, kind)]
+    _check(_libc.mount(*names, ctypes.c_ulong(flags), data.encode() or None), target)
+
+
+def _drop_privileges() -> None:
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    # An empty bounding set keeps the exec of uid 0 from bringing the capabilities back.
+    number = 0
+    while _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+        number += 1
+    _libc.prctl(_PR_CAP_AMBIENT, 4, 0, 0, 0)  # PR_CAP_AMBIENT_CLEAR_ALL
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
+    _check(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+
+
+def _execute(command: tuple[str, ...], env: Mapping[str, str]) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    program = command[0]
+    try:
+        try:
+            os.execvpe(program, command, env)  # noqa: S606 -- becoming the task is the point
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            # A script without "#!": execvp(3) gives it to the shell.
+            os.execve("/bin/sh", ("sh", *command), env)  # noqa: S606
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CommandNotFound(f"{program} is not in the image", str(error)) from error
+    except OSError as error:
+        raise NotExecutable(f"{program} cannot be executed", str(error)) from error
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), what)
+    return result
