@@ -87,7 +87,7 @@ class Agent:
             parts = self._receive(deadline)
             ended = bool(parts)
         finally:
-            if not ended:
+            if not ended and pid:
                 with contextlib.suppress(OSError):
                     os.killpg(pid, signal.SIGKILL)
         if not ended:
