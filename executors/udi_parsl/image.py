@@ -207,6 +207,18 @@ class _Images:
         return resolved(wish, self._around, specification)
 
 
+class ImageFuture(Future[TaskImage]):
+    """A future of a task's image; Parsl shows its ``repr`` when the task cannot run, so that says why."""
+
+    def __init__(self, wish: Wish) -> None:
+        super().__init__()
+        self._names = ", ".join(text for _, text in wish.references)
+
+    def __repr__(self) -> str:
+        error = self.exception(timeout=0) if self.done() else None
+        return f"the image {self._names}" + (f": {error}" if error else "")
+
+
 def resolved(wish: Wish, around: Surroundings, specification: dict[str, Any] | None) -> Any:
     """A TaskImage if the images are known, else a future of it.
 
@@ -217,7 +229,7 @@ def resolved(wish: Wish, around: Surroundings, specification: dict[str, Any] | N
     if choices.done() and choices.exception() is None:
         _check(specification, choices.result(), around)
         return task_image(wish, around, choices.result())
-    future: Future[TaskImage] = Future()
+    future = ImageFuture(wish)
 
     def forward(done: Future[tuple[Choice, ...]]) -> None:
         try:

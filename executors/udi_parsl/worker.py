@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,6 @@ from udi_core import (
     Launch,
     LaunchError,
     LaunchSpec,
-    MountedImage,
     NodeMounts,
     Volume,
     agent_command,
@@ -33,7 +31,7 @@ from udi_core import (
 from udi_parsl.images import Choice, TaskImage, choose
 from udi_parsl.results import Sealed, open_error, open_result
 
-#: Idle agents of a worker, and images that it keeps mounted between tasks.
+#: Idle agents that a worker keeps for its next tasks.
 AGENTS = int(os.environ.get("UDI_PARSL_AGENTS", "4"))
 
 _pool = AgentPool(AGENTS)
@@ -145,22 +143,7 @@ def sandbox(
         support=support,
         die_with_parent=True,
     )
-    mounted = _mounted(image.store, choice.digest)
-    yield build(spec, mounted, config, Host.observe(mounted))
-
-
-_mounts: OrderedDict[tuple[str, str], MountedImage] = OrderedDict()
-
-
-def _mounted(store: str, digest: str) -> MountedImage:
-    """The image, mounted; this worker keeps its lease for the next task, so that the mount is not taken away."""
-    key = (store, digest)
-    found = _mounts.get(key)
-    if found is None:
-        images = ImageStore(store)
-        config = replace(load_config(), store=store)
-        found = _mounts[key] = NodeMounts(config, images).mount(images.image(digest))
-        while len(_mounts) > 2 * AGENTS:
-            _mounts.popitem(last=False)[1].close()
-    _mounts.move_to_end(key)
-    return found
+    # The grace time of an unused mount covers the gap between two tasks; an agent holds it while it lives.
+    images = ImageStore(image.store)
+    with NodeMounts(config, images).mount(images.image(choice.digest)) as mounted:
+        yield build(spec, mounted, config, Host.observe(mounted))

@@ -15,6 +15,7 @@ import inspect
 import io
 import pickle
 import pickletools
+import sys
 import textwrap
 import types
 from collections.abc import Callable
@@ -38,15 +39,11 @@ def specify(function: Callable[..., Any]) -> dict[str, Any]:
     """
     function = inspect.unwrap(function)
     name = getattr(function, "__name__", type(function).__name__)
-    bytecode = None
+    bytecode, bytecode_problem = None, ""
     try:
-        import cloudpickle
-
-        bytecode = cloudpickle.dumps(function, protocol=4)
+        bytecode = _by_value(function)
     except Exception as error:
         bytecode_problem = f"cloudpickle: {error}"
-    else:
-        bytecode_problem = ""
     source, problem = None, ""
     try:
         source = _source(function, set())
@@ -63,6 +60,22 @@ def specify(function: Callable[..., Any]) -> dict[str, Any]:
         "source": source,
         "problem": problem,
     }
+
+
+def _by_value(function: Callable[..., Any]) -> bytes:
+    """The function with its code: by reference it would need its module in the image."""
+    import cloudpickle
+
+    module = sys.modules.get(function.__module__)
+    by_reference = module is not None and function.__module__ != "__main__"
+    if by_reference:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        data: bytes = cloudpickle.dumps(function, protocol=4)
+        return data
+    finally:
+        if by_reference:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _source(function: Any, seen: set[Any]) -> _Source:
