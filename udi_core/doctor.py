@@ -1,0 +1,141 @@
+"""Look a machine over: what is there, what is missing, and how to get it.
+
+Nothing is changed; every mount backend is really tried, on a tiny image of UDI's own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from udi_core import _process
+from udi_core.config import Config
+from udi_core.errors import UdiError
+from udi_core.mount import probe_backends
+from udi_core.squashfs import SquashfsOptions, writer_argv
+from udi_core.store import ImageStore
+
+Level = Literal["ok", "note", "missing"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: "ok"; "note" for what something else makes up for; "missing" for what must be mended.
+        what: the thing.
+        found: what is the case.
+        hint: what to do; "" if nothing.
+    """
+
+    level: Level
+    what: str
+    found: str
+    hint: str = ""
+
+
+def examine(config: Config) -> list[Finding]:
+    """All findings, in the order in which a person would want to read them."""
+    return [*_tools(), _kernel(), *_backends(config), _store(config), _node_directory(config), *_frameworks()]
+
+
+def _tools() -> Iterator[Finding]:
+    yield _tool("bwrap", "runs every task")
+    try:
+        writer = writer_argv("image.squashfs", SquashfsOptions())[0]
+        yield Finding(level="ok", what="squashfs writer", found=writer)
+    except UdiError as error:
+        yield Finding(level="missing", what="squashfs writer", found=error.brief, hint=error.hint)
+    for name, purpose in (
+        ("squashfuse_ll", "mounts images for users without root"),
+        ("fusermount3", "lets squashfuse mount without a user namespace"),
+        ("nsenter", "lets tasks join a mount in a user namespace"),
+        ("unsquashfs", "extracts images where nothing can be mounted"),
+    ):
+        yield _tool(name, purpose, optional=True)
+
+
+def _tool(name: str, purpose: str, *, optional: bool = False) -> Finding:
+    path = _process.find_tool(name)
+    if path:
+        return Finding(level="ok", what=name, found=path)
+    package = _process.PACKAGES.get(name, name)
+    hint = f"apt-get install {package}   (conda-forge: {package})"
+    return Finding(level="note" if optional else "missing", what=name, found=f"not installed; it {purpose}", hint=hint)
+
+
+def _kernel() -> Finding:
+    """Whether ordinary users may make user namespaces, without which bubblewrap needs to be setuid."""
+    for path, bad in (
+        ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
+        ("/proc/sys/user/max_user_namespaces", "0"),
+        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
+    ):
+        try:
+            with open(path) as file:
+                value = file.read().strip()
+        except OSError:
+            continue
+        if value == bad:
+            name = path.removeprefix("/proc/sys/").replace("/", ".")
+            return Finding(
+                level="missing" if os.getuid() else "note",
+                what="user namespaces",
+                found=f"not for ordinary users: {name} = {bad}",
+                hint=f"Ask an administrator for: sysctl {name}={int(bad == '0')}",
+            )
+    return Finding(level="ok", what="user namespaces", found="available")
+
+
+def _backends(config: Config) -> Iterator[Finding]:
+    verdicts = probe_backends(config)
+    works = any(each.ok for each in verdicts)
+    chosen = False
+    for each in verdicts:
+        if each.ok:
+            found = "works" if chosen else "works; tasks on this node use it"
+            chosen = True
+            yield Finding(level="ok", what=f"mount by {each.name}", found=found)
+        else:
+            level: Level = "note" if works else "missing"
+            yield Finding(level=level, what=f"mount by {each.name}", found=each.reason, hint=each.hint)
+
+
+def _store(config: Config) -> Finding:
+    store = ImageStore(config.store)
+    existing = config.store
+    while not os.path.isdir(existing):
+        existing = os.path.dirname(existing)
+    free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK):
+        return Finding(
+            level="note",
+            what="store",
+            found=f"{config.store} cannot be written; its images can be run",
+            hint="Set UDI_STORE to a directory of your own to pull images.",
+        )
+    count = sum(1 for _ in store.images())
+    level: Level = "note" if free < 2 << 30 else "ok"
+    hint = "Make room: udi gc" if level == "note" else ""
+    found = f"{config.store}: {count} images, {free / 1e9:.0f} GB free ({config.origins.get('store', '')})"
+    return Finding(level=level, what="store", found=found, hint=hint)
+
+
+def _node_directory(config: Config) -> Finding:
+    return Finding(level="ok", what="node directory", found=f"{config.node_dir} ({config.origins.get('node_dir', '')})")
+
+
+def _frameworks() -> Iterator[Finding]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    for name, extra in (("parsl", "parsl"), ("snakemake", "snakemake"), ("jupyter_client", "jupyter")):
+        try:
+            yield Finding(level="ok", what=name, found=version(name))
+        except PackageNotFoundError:
+            yield Finding(
+                level="note", what=name, found="not installed", hint=f"To use it: pip install 'udi-workflows[{extra}]'"
+            )
