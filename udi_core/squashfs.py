@@ -177,6 +177,7 @@ class SquashfsWriter:
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._pipe, _F_SETPIPE_SZ, 1 << 20)
         self._finished = False
+        self._fed = 0
 
     def __enter__(self) -> SquashfsWriter:
         return self
@@ -192,6 +193,7 @@ class SquashfsWriter:
             ToolFailed: the program has ended before its input did.
         """
         view = memoryview(data)
+        self._fed += len(view)
         try:
             while view:
                 view = view[os.write(self._pipe, view) :]
@@ -233,16 +235,15 @@ class SquashfsWriter:
         self._messages.seek(0)
         said = _process.tail(self._messages)
         directory = os.path.dirname(self._path)
-        if "o space left" in said or "uota exceeded" in said or _is_full(directory):
+        # tar2sqfs calls every failed write an I/O error: it was for room if what it got would not have fitted.
+        if "o space left" in said or "uota exceeded" in said or ("I/O error" in said and _free(directory) < self._fed):
             return StoreFull(
                 f"No space is left in {directory}", said, "Make room (udi gc), or set UDI_STORE to another file system."
             )
         return ToolFailed(f"{self.tool} failed with {_process.describe_status(status)}", said)
 
 
-def _is_full(directory: str) -> bool:
-    try:
-        seen = os.statvfs(directory)
-    except OSError:
-        return False
-    return seen.f_bavail * seen.f_frsize < 1 << 20
+def _free(directory: str) -> int:
+    """Bytes that this user may still write there."""
+    seen = os.statvfs(directory)
+    return seen.f_bavail * seen.f_frsize

@@ -1,0 +1,263 @@
+"""The command ``udi`` as a user runs it: a process, its output, its exit code, and what it leaves in the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.faulty_registry import FaultyRegistry, faulty_registry
+from tests.support import oci
+
+pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "docker-registry", "apt-get")
+
+
+def udi(
+    *argv: str, env: Mapping[str, str], input: str | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "udi_core", *argv]
+    return subprocess.run(command, env=env, input=input or "", capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def tree(path: str) -> list[str]:
+    """All of a store but its empty directories and lock files' names."""
+    return sorted(os.path.relpath(os.path.join(top, name), path) for top, _, names in os.walk(path) for name in names)
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Iterator[FaultyRegistry]:
+    with faulty_registry(tmp_path / "served") as registry:
+        registry.layout.add_image([oci.Layer.of(oci.directory("bin"), oci.file("bin/data", os.urandom(3_000_000)))])
+        yield registry
+
+
+def test_the_life_of_an_image(base_image: str, udi_env: dict[str, str]) -> None:
+    assert udi("lookup", base_image, env=udi_env).returncode == 1
+    pulled = udi("pull", "--json", base_image, env=udi_env)
+    assert pulled.returncode == 0, pulled.stderr
+    image = json.loads(pulled.stdout)
+    assert udi("lookup", base_image, env=udi_env).stdout.strip() == image["id"]
+    assert udi("path", base_image, env=udi_env).stdout.strip() == image["squashfs"]
+    assert image["id"][:12] in udi("images", env=udi_env).stdout
+    assert json.loads(udi("images", "--json", env=udi_env).stdout)[0]["id"] == image["id"]
+    assert "python:" in udi("inspect", f"id:{image['id'][:12]}", env=udi_env).stdout
+    assert udi("verify", base_image, env=udi_env).returncode == 0
+    assert udi("gc", "--grace", "0", env=udi_env).returncode == 0
+    assert udi("lookup", base_image, env=udi_env).returncode == 0, "a tagged image stays"
+    assert udi("rm", base_image, env=udi_env).returncode == 0
+    assert udi("lookup", base_image, env=udi_env).returncode == 1
+    assert not os.path.exists(image["squashfs"])
+
+
+def test_run_passes_environment_volumes_directory_and_status(
+    base_image: str, udi_env: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_text("from the host")
+    (tmp_path / "vars").write_text("# comment\nA=file\nB=file\n")
+    env = {**udi_env, "A": "host", "HOST_ONLY": "host"}
+    options = ["-V", f"{tmp_path}/in:/data:ro", "-e", "A=option", "--env-file", f"{tmp_path}/vars", "-w", "/data"]
+    script = 'cat file; echo; echo "$A $B $HOST_ONLY $(pwd)"; echo err >&2; exit 7'
+    done = udi("run", *options, base_image, "--", "bash", "-c", script, env=env)
+    assert done.returncode == 7
+    assert done.stdout == "from the host\noption file host /data\n"
+    assert done.stderr.endswith("err\n")
+    clear = udi("run", "--clearenv", base_image, "--", "bash", "-c", 'echo "[$HOST_ONLY]"', env=env)
+    assert clear.stdout == "[]\n"
+
+
+def test_a_volume_that_is_read_only_cannot_be_written(base_image: str, udi_env: dict[str, str], tmp_path: Path) -> None:
+    done = udi("run", "-V", f"{tmp_path}:/data:ro", base_image, "--", "touch", "/data/x", env=udi_env)
+    assert done.returncode == 1 and "Read-only" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_signal_ends_the_task_with_its_own_status(base_image: str, udi_env: dict[str, str]) -> None:
+    assert udi("run", base_image, "--", "bash", "-c", "kill -TERM $$", env=udi_env).returncode in (143, -15)
+
+
+def test_node_warm_status_and_clean(base_image: str, udi_env: dict[str, str]) -> None:
+    assert udi("node", "warm", base_image, env=udi_env).returncode == 0
+    (state,) = json.loads(udi("node", "status", "--json", env=udi_env).stdout)
+    assert state["digest"].startswith("sha256:")
+    assert "unmounted" in udi("node", "clean", env=udi_env).stdout
+    assert json.loads(udi("node", "status", "--json", env=udi_env).stdout) == []
+
+
+def test_config_show_names_each_values_origin(udi_env: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("idle: 5\nmirrors:\n  docker.io: [http://127.0.0.1:5000]\n")
+    shown = json.loads(udi("config", "show", "--json", env={**udi_env, "UDI_CONFIG": str(file)}).stdout)
+    assert shown["idle"] == {"value": 5.0, "origin": str(file)}
+    assert shown["store"]["origin"] == "UDI_STORE"
+    file.write_text("idel: 5\n")
+    wrong = udi("config", "show", env={**udi_env, "UDI_CONFIG": str(file)})
+    assert wrong.returncode == 78 and "'idle'" in wrong.stderr and str(file) in wrong.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_every_command(shell: str, udi_env: dict[str, str]) -> None:
+    script = udi("completion", shell, env=udi_env).stdout
+    assert all(word in script for word in ("pull", "run", "doctor", "volume"))
+
+
+def test_doctor_says_what_each_backend_lacks(udi_env: dict[str, str]) -> None:
+    env = {**udi_env, "UDI_TOOL_SQUASHFUSE_LL": "/nowhere"}
+    document = json.loads(udi("doctor", "--json", env=env).stdout)
+    found = {each["what"]: each for each in document["findings"]}
+    assert found["squashfuse_ll"]["level"] == "note" and "squashfuse" in found["squashfuse_ll"]["hint"]
+    assert found["bwrap"]["level"] == "ok"
+
+
+def check_three_parts(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert any(line.startswith("udi: ") for line in lines), done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+BAD_REFERENCES = ["", "team/UPPER:x", "name:bad tag", "host:99999999/x", "x@sha256:12", "ftp://x/y", "./path", "id:zz"]
+
+
+@pytest.mark.parametrize("reference", BAD_REFERENCES)
+def test_a_malformed_reference_shows_a_right_one(reference: str, udi_env: dict[str, str]) -> None:
+    check_three_parts(udi("pull", reference, env=udi_env), 2, "is not an image reference")
+
+
+def test_an_unknown_tag(registry: object, base_image: str, udi_env: dict[str, str]) -> None:
+    unknown = base_image.rpartition(":")[0] + ":nosuchtag"
+    check_three_parts(udi("pull", unknown, env=udi_env), 66, "nosuchtag", "does not exist")
+    check_three_parts(udi("run", unknown, "--", "true", env=udi_env), 125, "nosuchtag")
+
+
+def test_no_permission(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    faulty.status = 403
+    check_three_parts(udi("pull", faulty.reference(), env=udi_env), 77, "udi login")
+
+
+def test_a_dead_registry(udi_env: dict[str, str]) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    check_three_parts(udi("pull", f"docker:127.0.0.1:{port}/x", env=udi_env), 69, "cannot be reached")
+
+
+def test_a_connection_that_is_cut_is_resumed(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    faulty.cut_after = 1_000_000
+    done = udi("pull", faulty.reference(), env=udi_env)
+    assert done.returncode == 0, done.stderr
+
+
+def test_wrong_bytes_publish_nothing(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    def flip(digest: str, raw: bytes) -> bytes:
+        return raw[:-1] + bytes([raw[-1] ^ 1]) if len(raw) > 1000 else raw
+
+    assert udi("images", env=udi_env).returncode == 0
+    faulty.damage = flip
+    check_three_parts(udi("pull", faulty.reference(), env=udi_env), 65)
+    assert tree(udi_env["UDI_STORE"]) == []
+
+
+def test_a_wrong_diff_id(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    layer = oci.Layer.of(oci.file("x", "x"))
+    layer.diff_id = "sha256:" + "0" * 64
+    faulty.layout.add_image([layer], tag="lies")
+    check_three_parts(udi("pull", faulty.reference("lies"), env=udi_env), 65, "digest")
+    assert tree(udi_env["UDI_STORE"]) == []
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_a_truncated_layer(faulty: FaultyRegistry, udi_env: dict[str, str], keep: float) -> None:
+    whole = oci.Layer.of(oci.file("x", os.urandom(100_000)), compression="")
+    cut = oci.Layer(data=whole.data[: int(len(whole.data) * keep)], compression="gzip")
+    faulty.layout.add_image([cut], tag="cut")
+    check_three_parts(udi("pull", faulty.reference("cut"), env=udi_env), 65)
+    assert tree(udi_env["UDI_STORE"]) == []
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/../../x", "/../x"])
+def test_a_name_that_leads_out_is_refused(faulty: FaultyRegistry, udi_env: dict[str, str], name: str) -> None:
+    faulty.layout.add_image([oci.Layer.of(oci.file(name, "evil"))], tag="evil")
+    check_three_parts(udi("pull", faulty.reference("evil"), env=udi_env), 65, "leads out of the image")
+    assert tree(udi_env["UDI_STORE"]) == []
+
+
+def test_another_architecture_lists_what_there_is(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    image = faulty.layout.add_image([oci.Layer.of(oci.file("x", "x"))], tag=None, platform="linux/s390x")
+    faulty.layout.add_index([image], tag="foreign")
+    check_three_parts(udi("pull", faulty.reference("foreign"), env=udi_env), 65, "linux/s390x", "--platform")
+
+
+def test_a_missing_tool(base_image: str, udi_env: dict[str, str]) -> None:
+    env = {**udi_env, "UDI_TOOL_TAR2SQFS": "/nowhere", "UDI_TOOL_MKSQUASHFS": "/nowhere"}
+    check_three_parts(udi("pull", base_image, env=env), 69, "apt-get install squashfs-tools-ng")
+
+
+@pytest.mark.root
+@pytest.mark.needs("mount")
+def test_a_full_disk_leaves_the_store_as_it_was(
+    faulty: FaultyRegistry, udi_env: dict[str, str], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "small", str(disk)], check=True)
+    try:
+        env = {**udi_env, "UDI_STORE": str(disk / "store")}
+        check_three_parts(udi("pull", faulty.reference(), env=env), 74, "No space is left")
+        assert tree(str(disk)) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.needs("mount")
+def test_a_read_only_store_can_be_read_and_says_so_when_written(
+    base_image: str, udi_env: dict[str, str], faulty: FaultyRegistry
+) -> None:
+    store = udi_env["UDI_STORE"]
+    assert udi("pull", base_image, env=udi_env).returncode == 0
+    subprocess.run(["mount", "--bind", store, store], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", store], check=True)
+        assert udi("run", base_image, "--", "true", env=udi_env).returncode == 0
+        check_three_parts(udi("pull", faulty.reference(), env=udi_env), 73, "UDI_STORE")
+    finally:
+        udi("node", "clean", env=udi_env)
+        subprocess.run(["umount", store], check=True)
+
+
+def test_commands_that_cannot_be_run(base_image: str, udi_env: dict[str, str]) -> None:
+    check_three_parts(udi("run", base_image, "--", "nosuchcommand", env=udi_env), 127, "nosuchcommand")
+    check_three_parts(udi("run", base_image, "--", "/etc/passwd", env=udi_env), 126, "/etc/passwd")
+
+
+def test_an_unknown_command_and_option(udi_env: dict[str, str]) -> None:
+    check_three_parts(udi("pul", env=udi_env), 2, "pull")
+    check_three_parts(udi("pull", "--nosuch", "x", env=udi_env), 2, "--help")
+
+
+def test_errors_as_json(udi_env: dict[str, str]) -> None:
+    done = udi("pull", "--json", "team/UPPER", env=udi_env)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["kind"] == "InvalidReference"
+
+
+def test_login_keeps_the_password_out_of_sight(udi_env: dict[str, str], tmp_path: Path, faulty: FaultyRegistry) -> None:
+    env = {**udi_env, "DOCKER_CONFIG": str(tmp_path / "docker")}
+    done = udi("login", "-u", "me", "--password-stdin", faulty.host, env=env, input="secret\n")
+    assert done.returncode == 0, done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    file = tmp_path / "docker" / "config.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert faulty.host in json.loads(file.read_text())["auths"]
+    assert udi("logout", faulty.host, env=env).returncode == 0
+    assert json.loads(file.read_text())["auths"] == {}
+    assert udi("logout", faulty.host, env=env).returncode == 1
