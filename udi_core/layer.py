@@ -6,20 +6,22 @@ manual, "Basic Tar Format" and "Storing Sparse Files".
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from udi_core import digest as digests
-from udi_core.errors import CorruptImage, UnsupportedImage
+from udi_core.errors import CorruptImage, HostileImage, UnsupportedImage
 from udi_core.manifest import LAYER_TYPES, Descriptor
 
 #: Decompressed bytes in one piece, and how many pieces wait between two threads.
 PIECE = 1 << 20
 _DEPTH = 4
+_PATIENCE = 2.0  # seconds to wait for a thread that is to end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +39,11 @@ class LayerInput:
     open: Callable[[], Iterator[bytes]]
 
 
-def read_layer(layer: LayerInput, consumed: Callable[[int], None] = lambda count: None) -> PieceStream:
+def read_layer(layer: LayerInput, ratio: int, consumed: Callable[[int], None] = lambda count: None) -> PieceStream:
     """Begin to read a layer: fetching, decompressing and hashing run in two threads of their own.
 
-    ``consumed`` is called with the compressed size of each chunk.
+    A layer may become ``ratio`` times as large as its blob, and one GiB more.  ``consumed`` is called with the
+    compressed size of each chunk.
     """
     kind = LAYER_TYPES.get(layer.descriptor.media_type)
     if kind is None:
@@ -48,64 +51,66 @@ def read_layer(layer: LayerInput, consumed: Callable[[int], None] = lambda count
             f"UDI cannot read layers of type {layer.descriptor.media_type!r}", layer.descriptor.digest
         )
     fetched = PieceStream(_counted(layer.open(), consumed))
-    return PieceStream(_verified(_decompressed(fetched, kind, layer), layer), fetched)
+    return PieceStream(_verified(_decompressed(fetched, kind, layer), layer, ratio), fetched)
 
 
 class PieceStream:
     """An iterator that is run ahead by a thread; an error of the thread is raised where the piece was due.
 
-    ``close`` may be called at any time, more than once; it ends the thread.
+    ``close`` may be called at any time and more than once.  It ends the thread, unless that waits for a network that
+    does not answer: such a thread ends when its source is closed.
     """
 
     def __init__(self, pieces: Iterator[bytes], *upstream: PieceStream) -> None:
         self._pieces, self._upstream = pieces, upstream
-        self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_DEPTH)
-        self._closed = threading.Event()
+        self._waiting: deque[bytes] = deque()
+        self._changed = threading.Condition()
+        self._ended = self._closed = False
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fill, name="udi-layer", daemon=True)
         self._thread.start()
 
     def _fill(self) -> None:
-        end: BaseException | None = None
+        error: BaseException | None = None
         try:
-            for piece in self._pieces:
-                if not self._put(piece):
-                    return
-        except BaseException as error:
-            end = error
-        finally:
-            close: Callable[[], None] | None = getattr(self._pieces, "close", None)
-            if close is not None and self._closed.is_set():
-                close()
-        self._put(end)
-
-    def _put(self, item: bytes | BaseException | None) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._queue.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
+            with contextlib.closing(self._pieces) if isinstance(self._pieces, Generator) else contextlib.nullcontext():
+                for piece in self._pieces:
+                    with self._changed:
+                        while len(self._waiting) >= _DEPTH and not self._closed:
+                            self._changed.wait()
+                        if self._closed:
+                            break
+                        self._waiting.append(piece)
+                        self._changed.notify_all()
+        except BaseException as caught:  # raised in the thread that reads
+            error = caught
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
 
     def __iter__(self) -> Iterator[bytes]:
         while True:
-            try:
-                item = self._queue.get(timeout=1)
-            except queue.Empty:
-                if self._closed.is_set():
+            with self._changed:
+                while not (self._waiting or self._ended or self._closed):
+                    self._changed.wait()
+                if self._closed:
                     return
-                continue
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+                if not self._waiting:
+                    if self._error is not None:
+                        raise self._error
+                    return
+                piece = self._waiting.popleft()
+                self._changed.notify_all()
+            yield piece
 
     def close(self) -> None:
-        self._closed.set()
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
         for each in self._upstream:
             each.close()
-        self._thread.join()
+        self._thread.join(_PATIENCE)
 
 
 def _counted(chunks: Iterator[bytes], consumed: Callable[[int], None]) -> Iterator[bytes]:
@@ -114,10 +119,18 @@ def _counted(chunks: Iterator[bytes], consumed: Callable[[int], None]) -> Iterat
         yield chunk
 
 
-def _verified(pieces: Iterator[bytes], layer: LayerInput) -> Iterator[bytes]:
+def _verified(pieces: Iterator[bytes], layer: LayerInput, ratio: int) -> Iterator[bytes]:
     state = hashlib.new(layer.diff_id.partition(":")[0])
+    left = layer.descriptor.size * ratio + (1 << 30)
     for piece in pieces:
         state.update(piece)
+        left -= len(piece)
+        if left < 0:
+            raise HostileImage(
+                f"Layer {layer.descriptor.digest} is a bomb",
+                f"It has {layer.descriptor.size} bytes, and becomes more than {ratio} times as large.",
+                "If you trust it, raise max_ratio in the configuration.",
+            )
         yield piece
     found = f"{state.name}:{state.hexdigest()}"
     if found != layer.diff_id:
@@ -185,17 +198,26 @@ def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
     import zstandard
 
-    state: Any = None
-    for chunk in chunks:
-        while chunk:
-            if state is None:
-                # 128 MiB window: what `zstd --long` writes; more would let a layer take any amount of memory.
-                state = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(write_size=PIECE)
-            piece = state.decompress(chunk)
-            for start in range(0, len(piece), PIECE):
-                yield piece[start : start + PIECE]
-            chunk = b""
-            if state.eof:
-                chunk, state = state.unused_data, None
-    if state is not None:
-        raise _Truncated
+    # 128 MiB window: what `zstd --long` writes; more would let a layer take any amount of memory.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+    # It reads frame after frame and gives a bounded piece at a time: a few bytes may stand for gigabytes.
+    with decompressor.stream_reader(_Readable(chunks), read_across_frames=True) as reader:
+        while piece := reader.read(PIECE):
+            yield piece
+
+
+class _Readable:
+    """Chunks as a file: what zstandard reads from."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def read(self, count: int) -> bytes:
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return b""
+            self._rest = memoryview(chunk)
+        taken, self._rest = self._rest[:count], self._rest[count:]
+        return bytes(taken)
