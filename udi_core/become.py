@@ -16,10 +16,13 @@ import errno
 import os
 import sys
 from collections.abc import Mapping
-from typing import NoReturn
 
 from udi_core.errors import CommandNotFound, LaunchError, NotExecutable
 from udi_core.layout import Plan, Step
+
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 # Since Linux 5.1 a system call has the same number everywhere (asm-generic/unistd.h); pivot_root is older.
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442

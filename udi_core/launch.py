@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from udi_core.config import Config, load_config
 from udi_core.errors import ImageAbsent
-from udi_core.manifest import Platform
+from udi_core.image_config import Platform
 from udi_core.mount import NodeMounts
 from udi_core.progress import ProgressSink, ignore
 from udi_core.reference import ImageReference

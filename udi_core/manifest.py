@@ -13,23 +13,13 @@ from typing import Any
 
 from udi_core.digest import is_digest
 from udi_core.errors import CorruptImage, UnsupportedImage, UsageError
+from udi_core.image_config import ImageConfig as ImageConfig
+from udi_core.image_config import Platform as Platform
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Platform:
-    """What an image was built for, in Go's names: ``linux/amd64/v3``."""
-
-    os: str = "linux"
-    architecture: str = "amd64"
-    variant: str = ""
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,26 +49,6 @@ class Index:
 
     digest: str
     manifests: tuple[Descriptor, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageConfig:
-    """The part of the image config that running an image needs.
-
-    Attributes:
-        env: in the image's order, ``KEY=VALUE`` already split.
-        diff_ids: digests of the uncompressed layers, lowest first.
-    """
-
-    platform: Platform = Platform()
-    env: dict[str, str] = field(default_factory=dict)
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
-    workdir: str = ""
-    user: str = ""
-    labels: dict[str, str] = field(default_factory=dict)
-    diff_ids: tuple[str, ...] = ()
-    created: str = ""
 
 
 # What registries send in the place of an image, and what it is called.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-Phase = Literal["resolve", "wait", "download", "flatten", "publish", "mount", "copy"]
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Phase = Literal["resolve", "wait", "download", "flatten", "publish", "mount", "copy"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from udi_core.errors import InvalidReference
 
-Transport = Literal["docker", "oci", "docker-archive", "dir", "file", "id"]
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Transport = Literal["docker", "oci", "docker-archive", "dir", "file", "id"]
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"

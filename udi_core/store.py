@@ -21,11 +21,14 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from udi_core.errors import CorruptImage, ImageAbsent, StoreError, StoreFull, UsageError
-from udi_core.manifest import ImageConfig, Platform
+from udi_core.image_config import ImageConfig, Platform
 from udi_core.reference import ImageReference
+
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
+if TYPE_CHECKING:
+    from typing import Any
 
 _SQUASHFS = "image.squashfs"
 _RECORD = "image.json"

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Protocol
 
 from udi_core.errors import LaunchError
 
 # Enough for the 40 links that Linux follows (path_resolution(7)), and for the components between them.
 _STEPS = 4096
 _LINKS = 40
+
+
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 
 class Tree(Protocol):

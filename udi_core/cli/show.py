@@ -10,11 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
 
 from udi_core.progress import Progress, ProgressSink, ignore
 
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
+    from typing import Any
+
     from rich.progress import TaskID
 
 _VERBS = {
