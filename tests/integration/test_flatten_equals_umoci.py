@@ -62,16 +62,23 @@ def xattrs(path: bytes) -> tuple[tuple[str, bytes], ...]:
     except OSError:
         return ()  # a squashfs without any says that it does not support them
     return tuple(
-        (each, os.getxattr(path, each, follow_symlinks=False)) for each in sorted(names) if each[:5] == "user."
+        (each, os.getxattr(path, each, follow_symlinks=False))
+        for each in sorted(names)
+        if each.startswith(("user.", "trusted.", "security.capability"))
     )
 
 
-def compare(tmp_path: Path, layers: list[oci.Layer], *, may_fail: bool = False) -> None:
-    """Flatten and mount, unpack by umoci, and compare.  Where umoci fails (if it may), nothing is asked of us."""
+def compare(
+    tmp_path: Path, layers: list[oci.Layer], *, as_if: list[oci.Layer] | None = None, may_fail: bool = False
+) -> None:
+    """Flatten and mount, unpack by umoci, and compare.
+
+    Where umoci fails (if it may), nothing is asked of us.  ``as_if`` are the same files as umoci can read them.
+    """
     layout = oci.Layout(tmp_path / "layout")
     layout.add_image(layers)
     # Debian's umoci reads no zstd: it gets the same layers compressed by gzip.
-    layout.add_image([oci.Layer(data=layer.data, diff_id=layer.diff_id) for layer in layers], tag="umoci")
+    layout.add_image([oci.Layer(data=layer.data, diff_id=layer.diff_id) for layer in as_if or layers], tag="umoci")
     unpacked = run(["umoci", "unpack", "--image", f"{layout.path}:umoci", str(tmp_path / "bundle")], check=not may_fail)
     if unpacked.returncode:
         return
@@ -252,6 +259,108 @@ def test_a_name_written_twice_in_one_layer(tmp_path: Path) -> None:
     compare(tmp_path, [oci.Layer.of(oci.file("g", "g")), layer])
 
 
-def test_times_before_1970_and_fractions(tmp_path: Path) -> None:
-    fraction = oci.file("fraction", "x", mtime=1_600_000_000.75)
-    compare(tmp_path, [oci.Layer.of(fraction)])
+def test_times_of_fractions_of_seconds(tmp_path: Path) -> None:
+    entries = [oci.file("fraction", "x", mtime=1_600_000_000.75), oci.file("late", "x", mtime=0xFFFFFFFF)]
+    compare(tmp_path, [oci.Layer.of(*entries)])
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_large_owners_and_devices(tmp_path: Path, format: int) -> None:
+    entries = [
+        oci.directory("dev", uid=0xFFFFFFFE, gid=3_000_000_000),
+        oci.file("large", "x", uid=2_097_152, gid=4_000_000_000),
+        oci.symlink("link", "large", uid=2_097_152),
+        oci.device("dev/char", 4095, 1_048_575, mode=0o666, uid=5),
+        oci.device("dev/block", 8, 300, block=True, gid=6),
+        oci.fifo("dev/fifo", 0o620),
+    ]
+    compare(tmp_path, [oci.Layer(data=oci.tar(entries, format))])
+
+
+def test_modes_that_mount_options_take_away_are_kept(tmp_path: Path) -> None:
+    entries = [oci.file("suid", "x", 0o4755), oci.file("sgid", "x", 0o2711), oci.directory("sticky", 0o1777)]
+    compare(tmp_path, [oci.Layer.of(*entries, oci.directory("sgid-directory", 0o2775), oci.file("none", "x", 0))])
+
+
+def test_extended_attributes(tmp_path: Path) -> None:
+    capability = bytes.fromhex("0100000200200000000000000000000000000000")
+
+    def attributes(**values: str) -> dict[str, object]:
+        return {"pax_headers": {f"SCHILY.xattr.{key.replace('__', '.')}": value for key, value in values.items()}}
+
+    entries = [
+        oci.directory("./", **attributes(user__of="root")),
+        oci.file("capable", "x", **attributes(security__capability=capability.decode("latin-1"))),
+        oci.file("many", "x", **attributes(user__a="1", user__b="2" * 3000, trusted__c="3", user__binary="a\0=\n ")),
+        oci.directory("directory", **attributes(user__d="4")),
+        oci.symlink("link", "many", **attributes(trusted__e="5")),
+        oci.file("same", "y", **attributes(user__a="1")),
+        oci.hardlink("hard", "same"),
+        oci.file("other", "x", pax_headers={"LIBARCHIVE.xattr.user.x": "eA", "SCHILY.xattr.system.strange": "z"}),
+    ]
+    compare(tmp_path, [oci.Layer.of(*entries), oci.Layer.of(oci.file("directory/f", "x"))])
+
+
+def make_files(top: Path) -> None:
+    """Sparse files of every shape, and names that need more than a header has."""
+    shapes = {
+        "holes": [(4096, 4096), (65536, 100), (10_000_000, 4096), (20_000_000, 1)],
+        "hole-at-end": [(0, 4096)],
+        "hole-at-start": [(1_000_000, 10)],
+        "many": [(start, 4096) for start in range(0, 3_000_000, 65536)],
+        "all": [(0, 10000)],
+        "nothing": [],
+    }
+    for name, pieces in shapes.items():
+        with open(top / name, "wb") as file:
+            for start, count in pieces:
+                file.seek(start)
+                file.write(os.urandom(count))
+            if name != "all":
+                file.truncate(25_000_000)
+    (top / "plain").write_text("plain\n")
+    deep = top / ("d" * 90) / ("e" * 90)
+    deep.mkdir(parents=True)
+    sparse = deep / ("f" * 90)
+    sparse.write_bytes(b"x")
+    os.truncate(sparse, 5_000_000)
+    (top / "link").symlink_to("../" * 40 + "t" * 80)
+    os.link(sparse, top / "hard")
+
+
+@pytest.mark.needs("tar")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--format=gnu", "--sparse"),
+        ("--format=oldgnu", "--sparse"),
+        ("--format=posix", "--sparse", "--sparse-version=0.0"),
+        ("--format=posix", "--sparse", "--sparse-version=0.1"),
+        ("--format=posix", "--sparse", "--sparse-version=1.0"),
+        ("--format=posix", "--no-seek", "--xattrs", "--acls"),
+    ],
+)
+def test_what_gnu_tar_writes(tmp_path: Path, options: tuple[str, ...]) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    make_files(files)
+    os.setxattr(files / "plain", "user.note", b"value")
+
+    def pack(*options: str) -> oci.Layer:
+        return oci.Layer(data=run(["tar", "-C", str(files), "-c", *options, "."]).stdout)
+
+    upper = oci.Layer.of(oci.whiteout("holes"), oci.file("many", "replaced"))
+    # Debian's umoci knows no sparse files in GNU's own format.
+    compare(tmp_path, [pack(*options), upper], as_if=[pack("--format=posix", *options[2:]), upper])
+
+
+@pytest.mark.needs("tar")
+@pytest.mark.parametrize("format", ["v7", "ustar"])
+def test_what_old_tars_wrote(tmp_path: Path, format: str) -> None:
+    files = tmp_path / "files"
+    (files / "directory" / "inner").mkdir(parents=True)
+    (files / "directory" / "inner" / "file").write_bytes(os.urandom(3000))
+    (files / "link").symlink_to("directory/inner/file")
+    os.link(files / "directory" / "inner" / "file", files / "hard")
+    data = run(["tar", "-C", str(files), "-c", f"--format={format}", "directory", "link", "hard"]).stdout
+    compare(tmp_path, [oci.Layer(data=data)])
