@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import pickle
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from parsl.executors import HighThroughputExecutor
 from parsl.serialize.errors import SerializationError
 
-from udi_core import MAGIC, pack, specify
+from udi_core import MAGIC, NotPortable, pack, specify
 from udi_parsl.image import KEYWORD, ImageCommand, ImageFunction
 from udi_parsl.images import RESOLVER, Surroundings, TaskImage, Wish, task_image
 from udi_parsl.results import SUBMITTER
 from udi_parsl.worker import Packed
 
-_KEPT = (KEYWORD,)
+# Keywords for the worker, not for the task.
+_KEPT = (KEYWORD, "_parsl_monitoring")
 
 
 class UdiExecutorMixin:
@@ -50,39 +53,49 @@ class UdiExecutorMixin:
         """
         image = kwargs.get(KEYWORD)
         if image is None and self._udi_wish is not None:
-            func, args, kwargs = self._whole(func, args, kwargs)
-        elif isinstance(image, TaskImage) and isinstance(func, ImageFunction):
-            args, kwargs = _packed(func, image, args, kwargs)
+            image = kwargs[KEYWORD] = self._default_image()
+            func = _replace_innermost(func, _in_image)
+        inner = inspect.unwrap(func)
+        if isinstance(image, TaskImage) and isinstance(inner, ImageFunction):
+            args, kwargs = _packed(inner, image, args, kwargs)
         return super().submit(func, resource_specification, *args, **kwargs)  # type: ignore[misc]
 
-    def _whole(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """A task without an image of its own: the whole call goes into the default image."""
+    def _default_image(self) -> TaskImage:
         if self._udi_image is None:
             assert self._udi_wish is not None
             choices = RESOLVER.choices(self._udi_wish).result()
             self._udi_image = task_image(self._udi_wish, self._udi_around, choices)
-        image = self._udi_image
-        if isinstance(func, ImageCommand):
-            return func, args, {**kwargs, KEYWORD: image}
-        command = _bash_function(func)
-        if command is not None:
-            return ImageCommand(command), args, {**kwargs, KEYWORD: image}
-        function = ImageFunction(_specification(func), func.__module__, SUBMITTER)
-        args, kwargs = _packed(function, image, args, {**kwargs, KEYWORD: image})
-        return function, args, kwargs
+        return self._udi_image
 
 
-def _bash_function(func: Callable[..., Any]) -> Callable[..., str] | None:
-    """The function of a plain bash app, out of Parsl's wrappings."""
+def _replace_innermost(func: Any, make: Callable[[Any], Any]) -> Any:
+    """A function like ``func`` in which what its wrappers (Parsl's monitoring, walltime) call is replaced."""
+    inner = getattr(func, "__wrapped__", None)
+    if inner is None:
+        return make(func)
+    replacement = _replace_innermost(inner, make)
+    # functools.wraps leaves what it wraps in the wrapper's closure too, and that is what is called.
+    cells = tuple(
+        types.CellType(replacement) if cell.cell_contents is inner else cell for cell in func.__closure__ or ()
+    )
+    copy = types.FunctionType(func.__code__, func.__globals__, func.__name__, func.__defaults__, cells)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    copy.__dict__.update(func.__dict__, __wrapped__=replacement)
+    return copy
+
+
+def _in_image(func: Any) -> Any:
+    """What runs a plain app's function in an image."""
     from parsl.app.bash import remote_side_bash_executor
 
-    inner: Any = getattr(func, "__wrapped__", None)
-    if getattr(inner, "func", None) is remote_side_bash_executor:
-        function: Callable[..., str] = inner.args[0]
-        return function
-    return None
+    if isinstance(func, (ImageFunction, ImageCommand)):
+        return func
+    if getattr(func, "func", None) is remote_side_bash_executor:
+        return ImageCommand(func.args[0])
+    try:
+        return ImageFunction(_specification(func), func.__module__, SUBMITTER)
+    except NotPortable as error:
+        raise SerializationError(getattr(func, "__name__", str(func))) from error
 
 
 def _specification(func: Callable[..., Any]) -> dict[str, Any]:
@@ -98,8 +111,8 @@ def _specification(func: Callable[..., Any]) -> dict[str, Any]:
 def _packed(
     func: ImageFunction, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    kept = {key: value for key, value in kwargs.items() if key in _KEPT}
-    rest = {key: value for key, value in kwargs.items() if key not in _KEPT}
+    kept = {key: value for key, value in kwargs.items() if key.startswith(_KEPT)}
+    rest = {key: value for key, value in kwargs.items() if key not in kept}
     same = all(each.magic == MAGIC.hex() for each in image.choices)
     # Protocol 5 came with Python 3.8; with several images the oldest decides.
     newest = min((int(each.version.partition(".")[2] or 8) for each in image.choices), default=8) >= 8
