@@ -6,10 +6,10 @@ from tests.support import images
 
 
 def main() -> str:
-    packages = [f"{name}=={version(name)}" for name in ("parsl", "pytest", "numpy")]
+    packages = [f"{name}=={version(name)}" for name in ("parsl", "pytest", "numpy", "pandas")]
     path = images.cache_dir() / f"parsl-{version('parsl')}"
     if not (path / "index.json").exists():
-        images.derive(images.image("base"), path, [images.python_layer(*packages)])
+        images.derive(images.image("numeric"), path, [images.python_layer(*packages, name="numeric")])
     return f"oci:{path}:latest"
 
 

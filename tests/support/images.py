@@ -54,6 +54,7 @@ class Recipe:
 
 RECIPES = {
     "base": Recipe(suite="bookworm", python=("python3",)),
+    "numeric": Recipe(suite="bookworm", python=("python3", "libstdc++6", "libgomp1")),
     "trixie": Recipe(suite="trixie", python=("python3",)),
     "bullseye": Recipe(suite="bullseye", python=("python3",)),
     "nopython": Recipe(suite="bookworm"),
