@@ -201,7 +201,8 @@ def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
     # 128 MiB window: what `zstd --long` writes; more would let a layer take any amount of memory.
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
     # It reads frame after frame and gives a bounded piece at a time: a few bytes may stand for gigabytes.
-    with decompressor.stream_reader(_Readable(chunks), read_across_frames=True) as reader:
+    # It asks of its source only to be read from.
+    with decompressor.stream_reader(_Readable(chunks), read_across_frames=True) as reader:  # type: ignore[arg-type]
         while piece := reader.read(PIECE):
             yield piece
 

@@ -18,7 +18,8 @@ PAX, GLOBAL, LONG_NAME, LONG_LINK = b"xgLK"
 #: Magic and version of POSIX, of GNU, and of the formats before.
 POSIX = b"ustar\x0000"
 MAGICS = frozenset((POSIX, b"ustar  \0", bytes(8)))
-_END = frozenset(b"\0 ")
+#: What ends a number.
+ENDS = frozenset(b"\0 ")
 
 
 def number(field: bytes) -> int:
@@ -39,9 +40,10 @@ def number(field: bytes) -> int:
     return int(text, 8)
 
 
-def is_plain_number(field: bytes) -> bool:
-    """Whether every reader takes a numeric field for the same number."""
-    return field[:-1].isdigit() and field[-1] in _END
+def has_plain_numbers(header: bytes) -> bool:
+    """Whether every reader takes the size for the same number, and mode, owner and time begin with a digit."""
+    firsts = header[100], header[108], header[116], header[136]
+    return header[124:135].isdigit() and header[135] in ENDS and all(48 <= first < 56 for first in firsts)
 
 
 def checksum_fits(header: bytes) -> bool:

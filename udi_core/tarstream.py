@@ -19,6 +19,7 @@ from udi_core.tarheader import (
     CHARACTER,
     CONTIGUOUS,
     DIRECTORY,
+    ENDS,
     FIFO,
     FILE,
     GLOBAL,
@@ -37,14 +38,13 @@ from udi_core.tarheader import (
 _COMMON = frozenset((FILE, LINK, SYMLINK, DIRECTORY))
 _PLAIN = _COMMON | {CHARACTER, BLOCK_DEVICE, FIFO}
 _EXTENSIONS = frozenset((PAX, GLOBAL, LONG_NAME, LONG_LINK))
-_ENDS = frozenset(b"\0 ")
 _NO_RECORDS: dict[bytes, bytes] = {}
 
 # What tar2sqfs takes of one extended header.
 _MAX_EXTENDED = 65536
 _XATTR = b"SCHILY.xattr."
 _KEPT_XATTRS = (b"SCHILY.xattr.user.", b"SCHILY.xattr.trusted.", b"SCHILY.xattr.security.")
-_DECIMAL = re.compile(rb"-?[0-9]{1,19}")
+_DECIMAL = re.compile(rb"[+-]?[0-9]{1,19}")
 _TIME = re.compile(rb"-?[0-9]{1,19}(\.[0-9]*)?")
 _NO_ID = 0xFFFFFFFF  # chown(2) takes it for "leave as it is"
 
@@ -106,7 +106,7 @@ class TarStream:
 
     def __iter__(self) -> Iterator[Entry]:
         entry = Entry()
-        common, magics, ends = _COMMON, MAGICS, _ENDS
+        magics, ends = MAGICS, ENDS
         while True:
             start = self._start = self._position
             if len(self._buffer) - start < BLOCK:
@@ -121,18 +121,24 @@ class TarStream:
             magic = header[257:265]
             digits = header[124:135]
             told = header[148:154]
-            if (
-                kind in common
-                and magic in magics
-                and header[0]
-                and digits.isdigit()
-                and told.isdigit()
-                and header[135] in ends
-                and header[154] in ends
-                and (header[100] | header[108] | header[116] | header[136]) < 128
-                # See tarheader.checksum_fits; a call costs as much as the rest.
-                and adler32(header[156:], adler32(header[:148])) & 0xFFFF == (int(told, 8) - 255) % 65521
-            ):
+            try:
+                # As tarheader.has_plain_numbers and checksum_fits have it; calls would cost as much as all the rest.
+                common = (
+                    kind in _COMMON
+                    and magic in magics
+                    and header[0] != 0
+                    and digits.isdigit()
+                    and told.isdigit()
+                    and header[135] in ends
+                    and header[154] in ends
+                    and (header[100] & header[108] & header[116] & header[136]) >= 48
+                    and (header[100] | header[108] | header[116] | header[136]) < 64
+                    and adler32(header[156:], adler32(header[:148])) & 0xFFFF == (int(told, 8) - 255) % 65521
+                )
+                size = int(digits, 8) if common else 0
+            except ValueError:
+                common, size = False, 0
+            if common:
                 end = header.find(0, 0, 100)
                 entry.path = header[: end if end >= 0 else 100]
                 if header[345] and magic == POSIX:
@@ -140,12 +146,12 @@ class TarStream:
                 entry.kind = kind
                 entry.header = header
                 if entry.records:
-                    entry.records = _NO_RECORDS
+                    entry.records, entry.dropped = _NO_RECORDS, []
                 entry.regions = None
                 entry.plain = True
                 if kind == FILE:
                     entry.link = b""
-                    entry.size = self._content = int(digits, 8)
+                    entry.size = self._content = size
                 else:
                     entry.size = self._content = 0
                     entry.link = header[157:257].partition(b"\0")[0] if kind != DIRECTORY else b""
@@ -264,7 +270,7 @@ class TarStream:
                 break
             body = self._extension(header)
             extensions.append(kind)
-            plain = plain and tarheader.is_plain_number(header[124:136]) and 0 < len(body) <= _MAX_EXTENDED
+            plain = plain and tarheader.has_plain_numbers(header) and 0 < len(body) <= _MAX_EXTENDED
             if kind == PAX:
                 records, clean = tarheader.parse_pax(body)
                 plain = plain and clean
@@ -297,7 +303,9 @@ class TarStream:
     def _values(self, entry: Entry, kind: int) -> bool:
         """Check the numbers and records of an entry and find its size; whether all readers see them alike."""
         header, records = entry.header, entry.records
-        plain = all(tarheader.is_plain_number(field) for field in (header[100:108], header[124:136]))
+        plain = tarheader.has_plain_numbers(header) and all(
+            records[key].isdigit() for key in (b"size", b"uid", b"gid") if key in records
+        )
         try:
             size = _number(records, b"size", header[124:136])
             owner = [_number(records, b"uid", header[108:116]), _number(records, b"gid", header[116:124])]
