@@ -13,10 +13,9 @@ from parsl.executors import HighThroughputExecutor
 from parsl.serialize.errors import SerializationError
 
 from udi_core import MAGIC, NotPortable, pack, specify
-from udi_parsl.image import KEYWORD, ImageCommand, ImageFunction
-from udi_parsl.images import RESOLVER, Surroundings, TaskImage, Wish, task_image
+from udi_parsl.images import KEYWORD, RESOLVER, Surroundings, TaskImage, Wish, frozen, task_image
 from udi_parsl.results import SUBMITTER
-from udi_parsl.worker import Packed
+from udi_parsl.shipped import PACKED, ImageCommand, ImageFunction
 
 # Keywords for the worker, not for the task.
 _KEPT = (KEYWORD, "_parsl_monitoring")
@@ -57,7 +56,7 @@ class UdiExecutorMixin:
             func = _replace_innermost(func, _in_image)
         inner = inspect.unwrap(func)
         if isinstance(image, TaskImage) and isinstance(inner, ImageFunction):
-            args, kwargs = _packed(inner, image, args, kwargs)
+            args, kwargs = (), _packed(inner, image, args, kwargs)
         return super().submit(func, resource_specification, *args, **kwargs)  # type: ignore[misc]
 
     def _default_image(self) -> TaskImage:
@@ -108,9 +107,8 @@ def _specification(func: Callable[..., Any]) -> dict[str, Any]:
     return found
 
 
-def _packed(
-    func: ImageFunction, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _packed(func: ImageFunction, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords that take the place of a task's arguments: plain bytes, which Parsl pickles ten times as fast."""
     kept = {key: value for key, value in kwargs.items() if key.startswith(_KEPT)}
     rest = {key: value for key, value in kwargs.items() if key not in kept}
     same = all(each.magic == MAGIC.hex() for each in image.choices)
@@ -122,9 +120,10 @@ def _packed(
 
         module = cloudpickle
     try:
-        return (Packed(pack((args, rest), module, 5 if newest else 4)),), kept
+        parts = pack((args, rest), module, 5 if newest else 4)
     except Exception as error:
         raise SerializationError(func.__name__) from error
+    return {**kept, KEYWORD: frozen(image), PACKED: [bytes(part) for part in parts]}
 
 
 class UDIHighThroughputExecutor(UdiExecutorMixin, HighThroughputExecutor):

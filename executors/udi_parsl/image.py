@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -12,17 +11,12 @@ from typing import Any, TypeVar
 
 from parsl.app.app import AppBase
 from parsl.app.bash import BashApp
-from parsl.app.errors import RemoteExceptionWrapper
 from parsl.app.python import PythonApp
-from parsl.dataflow.memoization import id_for_memo
 
 from udi_core import MAGIC, NotPortable, UsageError, Volume, specify
-from udi_parsl import worker
-from udi_parsl.images import RESOLVER, Choice, Surroundings, TaskImage, Wish, task_image
-from udi_parsl.results import SUBMITTER, Sealed
-
-#: The keyword by which a task carries its image; a call may give a reference by it.
-KEYWORD = "udi_image"
+from udi_parsl.images import KEYWORD, RESOLVER, Choice, Surroundings, TaskImage, Wish, task_image
+from udi_parsl.results import SUBMITTER
+from udi_parsl.shipped import ImageCommand, ImageFunction
 
 App = TypeVar("App", bound=AppBase)
 _defaults = threading.local()
@@ -84,119 +78,13 @@ def image(
     return decorate
 
 
-class _Shipped:
-    """A callable that Parsl sends to a worker in the place of the user's function.
-
-    Pickled by reference to its class, which costs a tenth of what Parsl's own wrapper function does; so it does what
-    that wrapper does: an exception becomes a result.
-    """
-
-    __name__: str
-
-    def __call__(self, *args: Any, udi_image: TaskImage, **kwargs: Any) -> Any:
-        try:
-            return self._run(udi_image, args, kwargs)
-        except Exception as error:
-            return RemoteExceptionWrapper(type(error), error, error.__traceback__)
-
-    def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError
-
-
-class ImageFunction(_Shipped):
-    """A python app's function."""
-
-    def __init__(self, specification: dict[str, Any], module: str, submitter: str) -> None:
-        self.specification, self._submitter = specification, submitter
-        self.__name__, self.__module__ = specification["name"], module
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ImageFunction, (self.specification, self.__module__, self._submitter)
-
-    def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return _opened_at_home(worker.run_function(image, self.specification, args, kwargs), self._submitter)
-
-
-def _opened_at_home(sealed: Sealed, submitter: str) -> Any:
-    """In the submitting process itself nobody pickles the result, so nothing else would open it."""
-    return sealed.open() if submitter == SUBMITTER else sealed
-
-
-class ImageCommand(_Shipped):
-    """A bash app's function: as Parsl's own, makes the command line, runs it (in the image), checks its outputs."""
-
-    def __init__(self, function: Callable[..., str]) -> None:
-        self._function = function
-        self.__name__ = getattr(function, "__name__", "bash_app")
-        self.__module__ = function.__module__
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ImageCommand, (self._function,)
-
-    def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        import parsl.app.errors as errors
-
-        command = self._command(args, kwargs)
-        output, closing = _open_stream("stdout", kwargs, 1)
-        try:
-            error_output, also_closing = _open_stream("stderr", kwargs, 2)
-            try:
-                if also_closing:
-                    os.write(error_output, f"--> executable follows <--\n{command}\n--> end executable <--\n".encode())
-                status = worker.run_command(image, command, output, error_output, kwargs.get("walltime"))
-            finally:
-                if also_closing:
-                    os.close(error_output)
-        finally:
-            if closing:
-                os.close(output)
-        if status is None:
-            raise errors.AppTimeout(f"App {self.__name__} exceeded walltime: {kwargs['walltime']} seconds")
-        if status != 0:
-            raise errors.BashExitFailure(self.__name__, status)
-        missing = [each for each in kwargs.get("outputs", []) if not os.path.exists(each.filepath)]
-        if missing:
-            raise errors.MissingOutputs(f"Missing outputs from app {self.__name__}", missing)
-        return status
-
-    def _command(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        import parsl.app.errors as errors
-
-        try:
-            command = self._function(*args, **kwargs)
-        except (AttributeError, IndexError) as error:
-            raise errors.AppBadFormatting(f"App formatting failed for app '{self.__name__}' with {error!r}") from error
-        if command is None:
-            raise errors.BashAppNoReturn(f"Bash app '{self.__name__}' did not return a value, or returned None")
-        if not isinstance(command, str):
-            raise ValueError(f"Expected a str for bash_app commandline, got {type(command)}")
-        return command
-
-
-def _open_stream(name: str, kwargs: dict[str, Any], default: int) -> tuple[int, bool]:
-    """A descriptor for a bash task's output, and whether to close it; Parsl's rules for names and modes."""
-    import parsl.app.errors as errors
-    from parsl.data_provider.files import File
-    from parsl.utils import get_std_fname_mode
-
-    wanted = kwargs.get(name)
-    if wanted is None:
-        return default, False
-    path, mode = (os.fspath(wanted), "w") if isinstance(wanted, File) else get_std_fname_mode(name, wanted)
-    try:
-        if os.path.dirname(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if "a" in mode else os.O_TRUNC)
-        return os.open(path, flags, 0o666), True
-    except OSError as error:
-        raise errors.BadStdStreamFile(str(path)) from error
-
-
 class _Images:
     """What the decorated apps share: which image, and the future of it that a task depends on."""
 
     _wish: Wish
     _around: Surroundings
+    #: What was resolved for a wish, beside the future that it was resolved from.
+    _ready: dict[Wish, tuple[Any, Any]]
 
     def _future(self, kwargs: dict[str, Any], specification: dict[str, Any] | None) -> Any:
         """The value of :data:`KEYWORD` for one call."""
@@ -204,7 +92,13 @@ class _Images:
         if isinstance(given, (TaskImage, Future)):
             return given
         wish = Wish.parse(given, self._wish.platform, self._wish.variants) if given is not None else self._wish
-        return resolved(wish, self._around, specification)
+        choices = RESOLVER.choices(wish)
+        known = self._ready.get(wish)
+        if known is None or known[0] is not choices:
+            known = self._ready[wish] = choices, resolved(wish, self._around, specification)
+        if isinstance(known[1], Future) and known[1].done():
+            del self._ready[wish]
+        return known[1]
 
 
 class ImageFuture(Future[TaskImage]):
@@ -268,7 +162,7 @@ class _ImagePythonApp(_Images, PythonApp):
             self._specification = specify(function)
         except NotPortable as error:
             raise UsageError(f"The app {app.__name__!r} cannot be sent to an image", str(error)) from error
-        self._wish, self._around = wish, around
+        self._wish, self._around, self._ready = wish, around, {}
         super().__init__(
             function,
             data_flow_kernel=app.data_flow_kernel,
@@ -285,7 +179,7 @@ class _ImagePythonApp(_Images, PythonApp):
 
 class _ImageBashApp(_Images, BashApp):
     def __init__(self, app: BashApp, wish: Wish, around: Surroundings) -> None:
-        self._wish, self._around = wish, around
+        self._wish, self._around, self._ready = wish, around, {}
         super().__init__(
             app.func,
             data_flow_kernel=app.data_flow_kernel,
@@ -344,9 +238,3 @@ def _let_plain_apps_ask() -> None:
     """Let plain apps see the default image of a join app; Parsl makes them, so its classes must ask."""
     for kind in (PythonApp, BashApp):
         setattr(kind, "__call__", functools.partialmethod(_call_default, kind.__call__))  # noqa: B010 - mypy forbids it
-
-
-@id_for_memo.register(ImageFunction)
-@id_for_memo.register(ImageCommand)
-def _id_for_memo(function: Any, output_ref: bool = False) -> bytes:
-    return repr((function.__module__, function.__name__)).encode()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any
 
 from parsl.dataflow.memoization import id_for_memo
 
 from udi_core import Config, ImageReference, ImageStore, Platform, StoredImage, UsageError, load_config, parse_platform
 
+#: The keyword by which a task carries its image; a call may give a reference by it.
+KEYWORD = "udi_image"
 #: Pulls that run at once; each of them uses two cores and one connection.
 _PULLS = 2
 
@@ -83,6 +88,26 @@ class TaskImage:
 
     def __repr__(self) -> str:
         return f"TaskImage({self.reference}@{self.choices[0].digest[7:19]})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made once here and opened once there, however many tasks carry it.
+        return thawed, (frozen(self),)
+
+
+@lru_cache(256)
+def frozen(image: TaskImage) -> bytes:
+    """A task's image as bytes; :func:`thawed` is the inverse."""
+    values = {each.name: getattr(image, each.name) for each in fields(image) if each.name != "choices"}
+    choices = [tuple(getattr(choice, each.name) for each in fields(choice)) for choice in image.choices]
+    return pickle.dumps((values, choices), protocol=4)
+
+
+@lru_cache(256)
+def thawed(data: bytes) -> TaskImage:
+    """The image of some bytes; the same object for the same bytes."""
+    values, choices = pickle.loads(data)  # noqa: S301 - inside a pickle that Parsl opened already
+    names = [each.name for each in fields(Choice)]
+    return TaskImage(choices=tuple(Choice(**dict(zip(names, each, strict=True))) for each in choices), **values)
 
 
 @id_for_memo.register(TaskImage)

@@ -8,8 +8,10 @@ raises, it yields an exception for the task.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import pickle
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -76,29 +78,51 @@ def open_error(parts: list[Any]) -> RemoteExceptionWrapper:
 
 def rebuild(described: dict[str, Any]) -> Exception:
     """An exception like the one that was described, with the traceback in the image as its cause."""
-    error: BaseException | None = None
-    if described["pickled"]:
-        try:
-            error = pickle.loads(described["pickled"])  # noqa: S301
-        except Exception:
-            error = None
+    error = _unpickled(described["pickled"])
     if not isinstance(error, Exception):
-        error = _substitute(described)
+        error = _of_a_class_known_here(described) or _substitute(described)
     error.__cause__ = RemoteTraceback(described["traceback"])
     return error
+
+
+def _unpickled(data: bytes | None) -> Any:
+    with contextlib.suppress(Exception):
+        return None if data is None else pickle.loads(data)  # noqa: S301 - as in open_error
+    return None
+
+
+def _of_a_class_known_here(described: dict[str, Any]) -> Exception | None:
+    """An exception of a class of the user's script: the image has a copy of that class, which pickle will not name."""
+    found: Any = sys.modules.get(described["module"])
+    for name in described["name"].split("."):
+        found = getattr(found, name, None)
+    args, state = _unpickled(described["args"]), _unpickled(described["state"])
+    if not (isinstance(found, type) and issubclass(found, Exception)) or args is None or state is None:
+        return None
+    with contextlib.suppress(Exception):
+        error = found.__new__(found, *args)
+        error.args = args
+        error.__dict__.update(state)
+        return error
+    return None
+
+
+def _name(described: dict[str, Any]) -> str:
+    module = described["module"]
+    return str(described["name"]) if module == "builtins" else f"{module}.{described['name']}"
 
 
 def _substitute(described: dict[str, Any]) -> ImageTaskError:
     """An :class:`ImageTaskError` that is also what the original was among the builtin exceptions."""
     bases = (getattr(builtins, name, None) for name in described["bases"])
     base = next((each for each in bases if isinstance(each, type) and issubclass(each, Exception)), Exception)
-    text = f"{described['type']}: {described['message']}"
+    text = f"{_name(described)}: {described['message']}"
     error: ImageTaskError
     try:
         error = _class_of(base)(text)
     except TypeError:  # UnicodeDecodeError and its like want five arguments
         error = ImageTaskError(text)
-    error.remote_type = described["type"]
+    error.remote_type = _name(described)
     error.remote_traceback = described["traceback"]
     return error
 

@@ -37,18 +37,18 @@ AGENTS = int(os.environ.get("UDI_PARSL_AGENTS", "4"))
 _pool = AgentPool(AGENTS)
 
 
-class Packed:
-    """Arguments that were pickled on the submit side, for an agent to open."""
+def run_function(
+    image: TaskImage,
+    specification: dict[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    packed: list[bytes] | None = None,
+) -> Any:
+    """Run a python app in its image; a sealed result or exception.
 
-    def __init__(self, parts: list[Any]) -> None:
-        self.parts = parts
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return Packed, ([bytes(part) for part in self.parts],)
-
-
-def run_function(image: TaskImage, specification: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a python app in its image; a sealed result or exception."""
+    ``packed`` are the parts of the arguments if the submit side has pickled them; ``args`` and ``kwargs`` are then
+    of no account.
+    """
     choice = choose(image)
     if not (image.python or choice.python):
         raise LaunchError(
@@ -57,12 +57,10 @@ def run_function(image: TaskImage, specification: dict[str, Any], args: tuple[An
             "Use a bash app, name the interpreter by python=, or choose another image.",
         )
     with agent(image, choice) as found:
-        if args and isinstance(args[0], Packed):
-            parts = args[0].parts
-        else:
+        if packed is None:
             module, same = _pickler(specification, found)
-            parts = pack((args, kwargs), module, 5 if same else min(5, found.protocol))
-        answer = found.call(specification, parts, image.workdir or os.getcwd())
+            packed = pack((args, kwargs), module, 5 if same else min(5, found.protocol))
+        answer = found.call(specification, packed, image.workdir or os.getcwd())
     if answer[0] == b"ok":
         return Sealed(open_result, answer[1:])
     return Sealed(open_error, answer)

@@ -52,6 +52,8 @@ class Agent:
                 launch.argv, env=launch.env, stdin=theirs.fileno(), pass_fds=launch.pass_fds, close_fds=True
             )
         self._socket = ours
+        #: Functions that the agent has got; it keeps them for its life.
+        self._functions: set[str] = set()
         self._fd = ours.fileno()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
@@ -66,8 +68,12 @@ class Agent:
         Waits in short polls, so that an exception that another thread throws into this one (Parsl's walltime)
         gets through; the agent must then be closed.
         """
-        request = pickle.dumps(("call", specification, directory, self.protocol), protocol=4)
-        self._send([request, *arguments])
+        name = specification["id"]
+        sent = {"id": name, "magic": specification["magic"], "name": specification["name"]}
+        if name not in self._functions:
+            sent = specification
+        self._send([pickle.dumps(("call", sent, directory, self.protocol), protocol=4), *arguments])
+        self._functions.add(name)
         return self._receive()
 
     def spawn(
@@ -122,10 +128,12 @@ class Agent:
         return [self._read(size) for size in sizes]
 
     def _wait(self, deadline: float | None) -> bool:
-        while not self._poll.poll(_POLL_MS):
-            if deadline is not None and time.monotonic() > deadline:
+        while True:
+            left = _POLL_MS if deadline is None else min(_POLL_MS, max(0, (deadline - time.monotonic()) * 1000))
+            if self._poll.poll(left):
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
                 return False
-        return True
 
     def _read(self, size: int) -> bytearray:
         data = bytearray(size)

@@ -17,10 +17,8 @@ import importlib
 import os
 import pickle
 import signal
-import socket
 import struct
 import sys
-import traceback
 import types
 from importlib.util import MAGIC_NUMBER
 
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
 
 _OUT_OF_BAND = sys.version_info >= (3, 8)
 _functions = {}  # type: dict[str, Any]
+_specifications = {}  # type: dict[str, Any]
 
 
 class AgentError(Exception):
@@ -87,6 +86,7 @@ def loads(parts: "Sequence[Any]") -> "Any":
 
 def load_function(spec: "dict[str, Any]") -> "Any":
     """The function that a specification describes; each is made once in the life of an agent."""
+    spec = _specifications.setdefault(spec["id"], spec)
     found = _functions.get(spec["id"])
     if found is None:
         found = _make_function(spec)
@@ -140,23 +140,29 @@ def _from_source(source: "dict[str, Any]", made: "dict[Any, Any]") -> "Any":
 
 def describe(error: BaseException, python: str) -> "dict[str, Any]":
     """An exception as plain values, and pickled if it can be."""
-    pickled = None
-    try:
-        data = pickle.dumps(error, protocol=4)
-        pickle.loads(data)  # some exceptions pickle well and unpickle badly
-        pickled = data
-    except Exception:
-        pass
+    import traceback  # here, and socket below: each costs a start some 5 ms
+
     kind = type(error)
     return {
-        "type": kind.__module__ + "." + kind.__qualname__ if kind.__module__ != "builtins" else kind.__qualname__,
+        "module": kind.__module__,
+        "name": kind.__qualname__,
         "bases": [each.__name__ for each in kind.__mro__ if each.__module__ == "builtins"],
         "message": str(error),
-        "args": [each for each in error.args if isinstance(each, (str, int, float, bool, type(None)))],
+        "args": _pickled(error.args),
+        "state": _pickled(error.__dict__),
         "traceback": traceback.format_exc(),
-        "pickled": pickled,
+        "pickled": _pickled(error),
         "python": python,
     }
+
+
+def _pickled(value: "Any") -> "bytes | None":
+    try:
+        data = pickle.dumps(value, protocol=4)
+        pickle.loads(data)  # some exceptions pickle well and unpickle badly
+        return data
+    except Exception:
+        return None
 
 
 def call(request: "Any", parts: "Sequence[Any]", python: str) -> "list[Any]":
@@ -185,14 +191,20 @@ def call(request: "Any", parts: "Sequence[Any]", python: str) -> "list[Any]":
             return [pickle.dumps(("error", describe(wrapped, python)), protocol=4)]
 
 
-def spawn(request: "Any", connection: socket.socket, environ: "dict[str, str]") -> int:
+def spawn(request: "Any", requests: int, environ: "dict[str, str]") -> int:
     """Start a program, the leader of a session of its own; its process id.
 
     It gets the environment that the agent itself began with: a task may have changed ``os.environ`` since, which is
     not for others to see.
     """
+    import socket
+
     _, argv, directory = request
-    _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(2 * struct.calcsize("i")))
+    connection = socket.socket(fileno=requests)
+    try:
+        _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(2 * struct.calcsize("i")))
+    finally:
+        connection.detach()
     output, errors = struct.unpack("ii", ancillary[0][2])
     try:
         _change_directory(directory)
@@ -245,7 +257,6 @@ def main() -> None:
     if library:
         sys.path.append(library)
     requests = os.dup(0)
-    connection = socket.socket(fileno=requests)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -265,7 +276,7 @@ def main() -> None:
                     pass
             send(requests, answer)
         else:
-            pid = spawn(request, connection, environ)
+            pid = spawn(request, requests, environ)
             send(requests, [pickle.dumps(("started", pid), protocol=4)])
             _, status = os.waitpid(pid, 0) if pid else (0, 127 << 8)
             code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

@@ -35,8 +35,20 @@ def test_unknown_classes_become_their_builtin_base(base: type[Exception]) -> Non
 
 
 def test_exceptions_with_odd_constructors_and_exits_become_task_errors() -> None:
-    assert isinstance(rebuild({**described(UnicodeDecodeError("a", b"b", 0, 1, "c")), "pickled": None}), ImageTaskError)
+    unreadable = {**described(UnicodeDecodeError("a", b"b", 0, 1, "c")), "pickled": None, "args": None}
+    assert type(rebuild(unreadable)) is ImageTaskError
     assert isinstance(rebuild(described(SystemExit(3))), ImageTaskError)
+
+
+class OfThisScript(Exception):
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+def test_a_class_of_the_users_script_is_found_by_name() -> None:
+    error = rebuild({**described(OfThisScript("text", 7)), "pickled": None})
+    assert type(error) is OfThisScript and error.args == ("text",) and error.number == 7
 
 
 def test_a_pickle_that_raises_on_opening_is_a_failed_task_and_no_more() -> None:

@@ -1,0 +1,147 @@
+"""What a task is while it travels: callables that take the place of the user's function.
+
+A worker imports this module for its first task, so it must not import what only the submit side needs.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from parsl.app.errors import RemoteExceptionWrapper
+from parsl.dataflow.memoization import id_for_memo
+
+from udi_parsl import worker
+from udi_parsl.images import TaskImage, thawed
+from udi_parsl.results import SUBMITTER, Sealed
+
+#: The keyword by which an executor passes arguments that it has packed.
+PACKED = "udi_packed"
+
+
+class _Shipped:
+    """A callable that Parsl sends to a worker in the place of the user's function.
+
+    Pickled by reference to its class, which costs a tenth of what Parsl's own wrapper function does; so it does what
+    that wrapper does: an exception becomes a result.
+    """
+
+    __name__: str
+
+    def __call__(self, *args: Any, udi_image: TaskImage | bytes, **kwargs: Any) -> Any:
+        try:
+            return self._run(thawed(udi_image) if isinstance(udi_image, bytes) else udi_image, args, kwargs)
+        except Exception as error:
+            return RemoteExceptionWrapper(type(error), error, error.__traceback__)
+
+    def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+
+class ImageFunction(_Shipped):
+    """A python app's function."""
+
+    def __init__(self, specification: dict[str, Any], module: str, submitter: str) -> None:
+        self.specification, self._submitter = specification, submitter
+        self.__name__, self.__module__ = specification["name"], module
+        self._pickled: bytes | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._pickled is None:
+            values = self.specification, self.__module__, self._submitter
+            self._pickled = pickle.dumps(values, protocol=4)
+        return _open_function, (self._pickled,)
+
+    def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        packed = kwargs.get(PACKED)
+        sealed = worker.run_function(image, self.specification, args, kwargs, packed)
+        return _opened_at_home(sealed, self._submitter)
+
+
+@lru_cache(256)
+def _open_function(data: bytes) -> ImageFunction:
+    return ImageFunction(*pickle.loads(data))  # noqa: S301 - inside a pickle that Parsl opened already
+
+
+def _opened_at_home(sealed: Sealed, submitter: str) -> Any:
+    """In the submitting process itself nobody pickles the result, so nothing else would open it."""
+    return sealed.open() if submitter == SUBMITTER else sealed
+
+
+class ImageCommand(_Shipped):
+    """A bash app's function: as Parsl's own, makes the command line, runs it (in the image), checks its outputs."""
+
+    def __init__(self, function: Callable[..., str]) -> None:
+        self._function = function
+        self.__name__ = getattr(function, "__name__", "bash_app")
+        self.__module__ = function.__module__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageCommand, (self._function,)
+
+    def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        import parsl.app.errors as errors
+
+        command = self._command(args, kwargs)
+        output, closing = _open_stream("stdout", kwargs, 1)
+        try:
+            error_output, also_closing = _open_stream("stderr", kwargs, 2)
+            try:
+                if also_closing:
+                    os.write(error_output, f"--> executable follows <--\n{command}\n--> end executable <--\n".encode())
+                status = worker.run_command(image, command, output, error_output, kwargs.get("walltime"))
+            finally:
+                if also_closing:
+                    os.close(error_output)
+        finally:
+            if closing:
+                os.close(output)
+        if status is None:
+            raise errors.AppTimeout(f"App {self.__name__} exceeded walltime: {kwargs['walltime']} seconds")
+        if status != 0:
+            raise errors.BashExitFailure(self.__name__, status)
+        missing = [each for each in kwargs.get("outputs", []) if not os.path.exists(each.filepath)]
+        if missing:
+            raise errors.MissingOutputs(f"Missing outputs from app {self.__name__}", missing)
+        return status
+
+    def _command(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        import parsl.app.errors as errors
+
+        try:
+            command = self._function(*args, **kwargs)
+        except (AttributeError, IndexError) as error:
+            raise errors.AppBadFormatting(f"App formatting failed for app '{self.__name__}' with {error!r}") from error
+        if command is None:
+            raise errors.BashAppNoReturn(f"Bash app '{self.__name__}' did not return a value, or returned None")
+        if not isinstance(command, str):
+            raise ValueError(f"Expected a str for bash_app commandline, got {type(command)}")
+        return command
+
+
+def _open_stream(name: str, kwargs: dict[str, Any], default: int) -> tuple[int, bool]:
+    """A descriptor for a bash task's output, and whether to close it; Parsl's rules for names and modes."""
+    import parsl.app.errors as errors
+    from parsl.data_provider.files import File
+    from parsl.utils import get_std_fname_mode
+
+    wanted = kwargs.get(name)
+    if wanted is None:
+        return default, False
+    path, mode = (os.fspath(wanted), "w") if isinstance(wanted, File) else get_std_fname_mode(name, wanted)
+    try:
+        if os.path.dirname(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, mode) as file:  # which checks the mode as Parsl would
+            return os.dup(file.fileno()), True
+    except Exception as error:
+        raise errors.BadStdStreamFile(str(path)) from error
+
+
+@id_for_memo.register(ImageFunction)
+@id_for_memo.register(ImageCommand)
+def _id_for_memo(function: Any, output_ref: bool = False) -> bytes:
+    return repr((function.__module__, function.__name__)).encode()
