@@ -50,8 +50,6 @@ class Sealed:
         self._opener, self._parts = opener, parts
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        if protocol >= 5:
-            return self._opener, ([pickle.PickleBuffer(part) for part in self._parts],)
         return self._opener, ([bytes(part) for part in self._parts],)
 
     def open(self) -> Any:
