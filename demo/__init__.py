@@ -1,1 +1,1 @@
-"""``make demo``: one image, from a registry to a Snakemake rule and a plain command."""
+"""``make demo``: one image, from a registry to a Parsl app, a Snakemake rule and a plain command."""

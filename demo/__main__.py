@@ -1,4 +1,4 @@
-"""Make an image, serve it, pull, flatten and mount it, and run a command and a Snakemake rule in it.
+"""Make an image, serve it, pull, flatten and mount it, and run a command, a Parsl app and a Snakemake rule in it.
 
 Everything is real and on this machine: Debian packages become an image, Debian's registry serves it on a loopback
 port, and store and node directory are temporary.  ``python -m demo IMAGE`` takes a public image in its place.
@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from demo.app import describe_by_parsl
 from tests.support import images, user
 from tests.support.registry import running_registry
 from udi_core import ImageReference, UdiError, run, spawn
@@ -55,7 +56,7 @@ class Steps:
 
     def table(self) -> Table:
         table = Table(title="UDI demo", title_justify="left")
-        table.add_column("step")
+        table.add_column("step", no_wrap=True)
         table.add_column("seconds", justify="right")
         table.add_column("result", overflow="fold")
         for name, seconds, result in self.rows:
@@ -107,6 +108,8 @@ def in_image(reference: str, steps: Steps, directory: Path) -> None:
         result.append(ask("run", reference, "--", "sh", "-c", _SHOW_SYSTEM))
     with steps.step("udi run: the same, warm") as result:
         result.append(ask("run", reference, "--", "sh", "-c", _SHOW_SYSTEM))
+    with steps.step("a Parsl app with @image") as result:
+        result.append(describe_by_parsl(reference, str(directory / "parsl"), python=image["python"] is not None))
     with steps.step("a Snakemake rule with container:") as result:
         result.append(describe_by_snakemake(reference, directory / "snakemake"))
 
@@ -133,7 +136,7 @@ def main(argv: list[str]) -> int:
                 udi("node", "clean")
                 left = [*user.mounts_below(temporary), *map(str, user.processes_of(temporary))]
                 result.append(f"still there: {', '.join(left)}" if left else "no mount, no process")
-            Console().print(steps.table())
+            Console(width=None if sys.stdout.isatty() else 110).print(steps.table())
             return 1 if left else 0
         except Failed as failure:
             return failure.status
