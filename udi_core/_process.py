@@ -69,8 +69,9 @@ def run(
     cwd: str | None = None,
     timeout: float | None = None,
     check: bool = True,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a program to its end and capture both outputs.
+    """Run a program to its end and capture both outputs; it inherits ``pass_fds``.
 
     Raises:
         ToolMissing: the program cannot be started.
@@ -85,6 +86,7 @@ def run(
             env=env,
             cwd=cwd,
             timeout=timeout,
+            pass_fds=pass_fds,
         )
     except FileNotFoundError as error:
         raise ToolMissing(f"{argv[0]} is not installed", str(error)) from error

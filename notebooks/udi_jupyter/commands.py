@@ -1,0 +1,64 @@
+"""``udi kernel install|list|remove``: kernelspecs whose kernels run inside an image."""
+
+from __future__ import annotations
+
+import argparse
+
+from udi_core import Command
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    install = verbs.add_parser("install", help="make a kernel that runs in an image")
+    install.add_argument("--image", required=True, metavar="REF")
+    install.add_argument("--name", help="default: made from the reference")
+    install.add_argument("--display-name", metavar="TEXT", help="what JupyterLab shows")
+    install.add_argument("--python", default="", metavar="PATH", help="default: the python3 on the image's PATH")
+    install.add_argument("--volume", action="append", default=[], metavar="SRC:DST[:ro]")
+    install.add_argument("--env", action="append", default=[], metavar="K=V")
+    install.add_argument("--prefix", help="install below this directory, not for the user alone")
+    install.add_argument("--no-pull", action="store_true", help="leave pulling to the kernel's first start")
+    verbs.add_parser("list", help="the kernels that run in images")
+    remove = verbs.add_parser("remove", help="remove kernels")
+    remove.add_argument("names", nargs="+", metavar="NAME")
+
+
+KERNEL = Command(help="Jupyter kernels inside images", arguments=_arguments, run="udi_jupyter.commands:kernel")
+
+
+def kernel(arguments: argparse.Namespace) -> int:
+    """Run the verb."""
+    from udi_jupyter import kernelspec
+
+    if arguments.verb == "install":
+        return _install(arguments)
+    if arguments.verb == "list":
+        for each in kernelspec.installed():
+            print(f"{each.name}  {each.settings.image}  {each.display_name}")
+    else:
+        for name in arguments.names:
+            print(f"removed {kernelspec.remove(name).directory}")
+    return 0
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    from udi_core import UsageError, find, lazy_progress, load_config
+    from udi_jupyter.kernelspec import KernelSettings, install
+
+    for each in arguments.env:
+        if "=" not in each:
+            raise UsageError(f"--env {each!r} is not K=V")
+    settings = KernelSettings.parse(
+        {
+            "image": arguments.image,
+            "python": arguments.python,
+            "volumes": arguments.volume,
+            "env": dict(each.split("=", 1) for each in arguments.env),
+        }
+    )
+    if not arguments.no_pull:
+        with lazy_progress() as progress:
+            find(settings.image, load_config(), progress=progress)
+    made = install(settings, name=arguments.name, display_name=arguments.display_name, prefix=arguments.prefix)
+    print(f"installed {made.name} in {made.directory}")
+    return 0

@@ -1,0 +1,120 @@
+"""Real Jupyter kernels inside images."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.manager import KernelManager
+from udi_jupyter.kernelspec import KernelSettings, install, installed
+
+from tests.support import images
+
+pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "apt-get")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def kernel_image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Debian's Python with ipykernel, which needs libstdc++ for ZeroMQ."""
+    path = tmp_path_factory.mktemp("image") / "layout"
+    images.derive(images.image("numeric"), path, [images.python_layer("ipykernel", name="numeric")])
+    return f"oci:{path}:latest"
+
+
+@pytest.fixture
+def environment(udi_env: dict[str, str], store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    env = {**udi_env, "UDI_STORE": store, "JUPYTER_DATA_DIR": str(tmp_path / "jupyter")}
+    env |= {"JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "IPYTHONDIR": str(tmp_path / "ipython")}
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(tmp_path)
+    return env
+
+
+@pytest.fixture
+def client(environment: Mapping[str, str], kernel_image: str, tmp_path: Path) -> Iterator[Any]:
+    install(KernelSettings(image=kernel_image, env={"FROM_SPEC": "yes"}), name="in-image")
+    manager = KernelManager(kernel_name="in-image")
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        client.manager = manager
+        yield client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def evaluate(client: Any, code: str, timeout: float = 30, **options: Any) -> str:
+    """What a cell prints; an error raises."""
+    printed: list[str] = []
+
+    def hook(message: dict[str, Any]) -> None:
+        if message["msg_type"] == "stream":
+            printed.append(message["content"]["text"])
+
+    reply = client.execute_interactive(code, output_hook=hook, timeout=timeout, **options)
+    assert reply["content"]["status"] == "ok", reply["content"]
+    return "".join(printed)
+
+
+def test_a_cell_sees_the_image_and_the_working_directory(client: Any, tmp_path: Path) -> None:
+    (tmp_path / "beside").write_text("here")
+    code = "import os; print(open('/etc/os-release').read(), os.environ['FROM_SPEC'], open('beside').read())"
+    seen = evaluate(client, code)
+    assert "bookworm" in seen and seen.endswith("yes here\n")
+    assert evaluate(client, "%cd /usr\nimport os; print(os.getcwd())").endswith("/usr\n")
+    assert evaluate(client, "!cat /etc/debian_version").startswith("12")
+
+
+def test_interrupt_restart_and_shutdown(client: Any) -> None:
+    manager = client.manager
+    message = client.execute("import time\nfor _ in range(600): time.sleep(0.1)")
+    evaluate_started = client.get_iopub_msg(timeout=10)
+    assert evaluate_started
+    manager.interrupt_kernel()
+    assert client.get_shell_msg(timeout=20)["content"]["ename"] == "KeyboardInterrupt"
+    assert message
+    evaluate(client, "kept = 1")
+    manager.restart_kernel(now=False)
+    client.wait_for_ready(timeout=60)
+    assert evaluate(client, "print('kept' in globals())") == "False\n"
+    provisioner = manager.provisioner
+    manager.shutdown_kernel()
+    assert not provisioner.has_process
+
+
+def test_an_image_without_ipykernel_says_so(environment: Mapping[str, str]) -> None:
+    install(KernelSettings(image=f"oci:{images.image('base').path}:latest"), name="without")
+    with pytest.raises(RuntimeError, match="has no ipykernel"):
+        KernelManager(kernel_name="without").start_kernel()
+
+
+def test_the_command_installs_lists_and_removes(environment: dict[str, str], kernel_image: str) -> None:
+    def udi(*argv: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "udi_core", "kernel", *argv]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    done = udi("install", "--image", kernel_image, "--name", "mine", "--display-name", "Mine", "--env", "A=b")
+    assert done.returncode == 0, done.stderr
+    (kernel,) = installed()
+    spec = json.loads(Path(kernel.directory, "kernel.json").read_text())
+    assert spec["display_name"] == "Mine" and spec["interrupt_mode"] == "message"
+    assert "mine" in udi("list").stdout
+    assert udi("remove", "mine").returncode == 0
+    assert not os.path.exists(kernel.directory)
+    assert udi("remove", "mine").returncode == 2
+    assert udi("install", "--image", kernel_image, "--name", "No Such Name").returncode == 2
