@@ -62,7 +62,7 @@ def test_demo_takes_an_image_from_any_registry_even_without_python(nopython_imag
     ("image", "status", "said"),
     [
         ("docker:127.0.0.1:1/no/registry:1", 69, "cannot be reached"),
-        ("docker:UPPER/case", 2, "UPPER"),
+        ("docker:team/UPPER", 2, "UPPER"),
     ],
 )
 def test_demo_fails_with_the_reason_and_the_status_of_the_error(image: str, status: int, said: str) -> None:
