@@ -131,7 +131,7 @@ def main(argv: list[str]) -> int:
         os.environ |= {"UDI_STORE": f"{temporary}/store", "UDI_NODE_DIR": f"{temporary}/node"}
         # Parsl's killed workers leave temporary files behind: let them be in here, and go with it.
         (directory / "tmp").mkdir()
-        os.environ["TMPDIR"] = tempfile.tempdir = f"{temporary}/tmp"
+        os.environ["TMPDIR"] = tempfile.tempdir = str(directory / "tmp")
         os.environ["PATH"] = f"{_BIN}:{os.environ.get('PATH', os.defpath)}"
         try:
             demo(argv[0] if argv else None, steps, directory)
