@@ -96,6 +96,7 @@ class Changes:
         layers: lowest first.
         write: takes the tar.
         item: name of the progress events; ``passes`` is how often each layer will be read.
+        rewrite: write all headers anew.
     """
 
     def __init__(
@@ -106,8 +107,9 @@ class Changes:
         progress: ProgressSink,
         item: str = "layers",
         passes: int = 1,
+        rewrite: bool = False,
     ) -> None:
-        self.layers, self.limits = layers, limits
+        self.layers, self.limits, self._rewrite = layers, limits, rewrite
         self.report = FlattenReport()
         self._write, self._progress, self._item = write, progress, item
         self._done, self._total = 0, passes * sum(layer.descriptor.size for layer in layers)
@@ -135,7 +137,7 @@ class Changes:
         """The entries of a layer; its digests are checked when :meth:`TarStream.finish` has read it to its end."""
         stream = read_layer(self.layers[number], self.limits.ratio, self._consumed)
         try:
-            yield TarStream(iter(stream), put, self.name(number), self.limits.header)
+            yield TarStream(iter(stream), put, self.name(number), self.limits.header, self._rewrite)
         finally:
             stream.close()
 

@@ -43,6 +43,8 @@ class Config:
         compression: squashfs compressor, and its level (0: the tool's default).
         block_size: squashfs block size in bytes.
         memory: bytes of downloaded layers held in memory at once, over all layers of a pull.
+        max_entries, max_size, max_ratio: how many entries and bytes of content an image may have, and how many times
+            as large as its blob a layer may become, before it counts as a bomb.
         automatic: which of the caller's directories every task sees: ``home tmp scratch tmpdir cwd``.
         volumes: ``SRC:DST[:ro]`` given to every task: the site's, then the user's, then those of modules.
         modules: what the site offers by name (an MPI library, a GPU driver); ``use_modules`` are the ones in use.
@@ -66,6 +68,9 @@ class Config:
     compression_level: int = 3
     block_size: int = 131072
     memory: int = 48 << 20
+    max_entries: int = 20_000_000
+    max_size: int = 1 << 42
+    max_ratio: int = 250
     automatic: tuple[str, ...] = ("home", "tmp", "scratch", "tmpdir", "cwd")
     volumes: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
@@ -93,6 +98,9 @@ _KEYS: dict[str, str] = {
     "compression_level": "integer",
     "block_size": "size",
     "memory": "size",
+    "max_entries": "integer",
+    "max_size": "size",
+    "max_ratio": "integer",
     "automatic": "strings",
     "volumes": "strings",
     "env": "mapping",
@@ -116,7 +124,7 @@ _ENVIRONMENT = {
     "UDI_IDLE": "idle",
     "UDI_MODULES": "use_modules",
 }
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def load_config(environ: Mapping[str, str] | None = None) -> Config:
@@ -301,7 +309,7 @@ def _size(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     text = _string(value).strip().upper().removesuffix("IB").removesuffix("B")
-    number, unit = (text[:-1], text[-1]) if text[-1:] in ("K", "M", "G") else (text, "")
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("K", "M", "G", "T") else (text, "")
     return int(number) * _UNITS[unit]
 
 

@@ -15,7 +15,7 @@ from udi_core import _process
 from udi_core.config import Config
 from udi_core.errors import UdiError
 from udi_core.mount import probe_backends
-from udi_core.squashfs import SquashfsOptions, writer_argv
+from udi_core.squashfs import writer_program
 from udi_core.store import ImageStore
 
 Level = Literal["ok", "note", "missing"]
@@ -46,8 +46,7 @@ def examine(config: Config) -> list[Finding]:
 def _tools() -> Iterator[Finding]:
     yield _tool("bwrap", "runs every task")
     try:
-        writer = writer_argv("image.squashfs", SquashfsOptions())[0]
-        yield Finding(level="ok", what="squashfs writer", found=writer)
+        yield Finding(level="ok", what="squashfs writer", found=writer_program()[1])
     except UdiError as error:
         yield Finding(level="missing", what="squashfs writer", found=error.brief, hint=error.hint)
     for name, purpose in (

@@ -26,13 +26,19 @@ def flatten(
     start: Callable[[], Callable[[bytes | memoryview], object]],
     *,
     limits: Limits | None = None,
+    rewrite: bool = False,
     progress: ProgressSink = ignore,
 ) -> FlattenReport:
     """Merge ``layers`` (lowest first, as in the manifest) into one tar stream.
 
-    The result is the tree that ``umoci unpack`` makes as root, as far as a squashfs can hold it.  ``start`` begins a
-    new output and returns its ``write``.  It is called once, or once more if the merge has to begin anew, and must
-    then throw away what was written before.  Progress is in bytes of the compressed layers.
+    The result is the tree that ``umoci unpack`` makes as root, as far as a squashfs can hold it.  Progress is in bytes
+    of the compressed layers.
+
+    Args:
+        start: begins a new output and returns its ``write``.  It is called once, or once more if the merge has to
+            begin anew, and must then throw away what was written before.
+        rewrite: write all headers anew, for readers that make of them what is not meant.  Otherwise headers that
+            all readers understand alike pass as they are.
 
     Raises:
         CorruptImage: a layer is truncated or malformed, or a digest is wrong.
@@ -41,7 +47,7 @@ def flatten(
     """
     limits = limits or Limits()
     try:
-        return merge(Changes(layers, start(), limits, progress))
+        return merge(Changes(layers, start(), limits, progress, rewrite=rewrite))
     except NeedsReplay as reason:
         progress(Progress("flatten", "layers again", 0, None, note=f"{reason}"))
-    return replay(Changes(layers, start(), limits, progress, item="layers again", passes=2))
+    return replay(Changes(layers, start(), limits, progress, item="layers again", passes=2, rewrite=rewrite))

@@ -51,6 +51,9 @@ def merge(changes: Changes) -> FlattenReport:
         changes.report.entries += 1
     for number, targets in sorted(rescues.items()):
         _rescue(changes, number, targets)
+    for path, target in state.links:
+        changes.put(tarheader.hard_link(path, target))
+        changes.report.entries += 1
     return changes.end()
 
 
@@ -80,6 +83,7 @@ class _State:
         undeclared: directories that were used without being declared; a layer below must not have a symlink there.
         implicit: those of them that are visible, until a layer below declares them.
         wanted: targets of hard links that no layer so far has had.
+        links: those hard links; they are emitted last of all, for mksquashfs wants a target before its links.
     """
 
     def __init__(self) -> None:
@@ -89,6 +93,7 @@ class _State:
         self.undeclared: set[bytes] = set()
         self.implicit: set[bytes] = set()
         self.wanted: set[bytes] = set()
+        self.links: list[tuple[bytes, bytes]] = []
         self.entries = self.size = self.names = 0
 
 
@@ -174,16 +179,15 @@ class _Layer:
                 report.see_bytecode(path, stream)
             if entry.dropped:
                 changes.dropped(path, entry)
-            stream.keep(entry)
+            stream.keep(entry, path)
         stream.finish()
         state.entries, state.size, state.names = entries, size, names
         report.entries += emitted
 
     def _clean(self, entry: Entry) -> bytes:
         path = self.changes.clean(entry.path, self.number)
-        if b".." in entry.path:
-            # tar2sqfs refuses such a component; a name may hold two dots without being one.
-            entry.path, entry.plain = path, False
+        if path and path != entry.path.removeprefix(b"./").strip(b"/"):
+            entry.plain = False  # tools that write squashfs refuse some of what is cleaned away
         return path
 
     def _root(self, stream: TarStream, entry: Entry) -> int:
@@ -194,7 +198,7 @@ class _Layer:
         if b"" in self.state.seen:
             stream.drop(entry)
             return 0
-        stream.keep(entry)
+        stream.keep(entry, b"./")
         return 1
 
     def _parent(self, path: bytes) -> bool:
@@ -265,23 +269,21 @@ class _Layer:
         target = entry.link
         if target[:1] in _ODD_ENDS or target[-1:] in _ODD_ENDS or b"/." in target or b"//" in target:
             target = self.changes.clean(target, self.number)
-            if b".." in entry.link:
-                entry.link, entry.plain = target, False
+            entry.link, entry.plain = target, False  # mksquashfs takes "./" off names only
         kind = self.own.get(target)
         if target == path or kind in (_IMPLICIT, _DIRECTORY):
             raise NeedsReplay(f"{show(path)} is a hard link to itself or to a directory")
-        if kind is None:
-            if visible:
-                if self._is_hidden(target):
-                    raise NeedsReplay(f"{show(path)} is a hard link to a file of another layer that is hidden")
-                self.wanted.add(target)
-            self.aliases[path] = self.aliases.get(target, target)
-            return visible
         final = self.aliases[path] = self.aliases.get(target, target)
-        if not visible or target not in self.hidden:
-            return visible
+        if not visible:
+            return False
         if final not in self.own:
-            raise NeedsReplay(f"{show(path)} is a hard link to a hidden link to a file of another layer")
+            if self._is_hidden(final):
+                raise NeedsReplay(f"{show(path)} is a hard link to a file of another layer that is hidden")
+            self.wanted.add(final)
+            self.state.links.append((path, final))
+            return False
+        if target not in self.hidden:
+            return True
         if final in self.hidden:
             self.rescues.setdefault(final, []).append(path)
             return False

@@ -6,21 +6,21 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from udi_core import lease
 from udi_core import store as stores
 from udi_core.config import Config
 from udi_core.errors import ImageAbsent
-from udi_core.flatten import FlattenReport, flatten
+from udi_core.flatten import FlattenReport, Limits, flatten
 from udi_core.layer import LayerInput
 from udi_core.manifest import Descriptor, ImageConfig, Platform, host_platform, parse_platform
 from udi_core.policy import check_reference
 from udi_core.progress import Progress, ProgressSink, ignore
 from udi_core.reference import ImageReference
 from udi_core.sources import ResolvedImage, Source, open_source, resolve
-from udi_core.squashfs import SquashfsOptions, SquashfsWriter, list_programs
+from udi_core.squashfs import SquashfsOptions, SquashfsWriter, list_programs, writer_program, writer_version
 from udi_core.store import ImageStore, PythonInfo, StoredImage
 
 # First two bytes of a .pyc, little-endian (CPython, Include/internal/pycore_magic_number.h and its predecessors).
@@ -189,6 +189,8 @@ def _flatten(resolved: ResolvedImage, source: Source, path: str, config: Config,
         LayerInput(descriptor=layer, diff_id=diff_id, open=_opener(source, layer))
         for layer, diff_id in zip(resolved.manifest.layers, resolved.config.diff_ids, strict=True)
     ]
+    limits = Limits(entries=config.max_entries, size=config.max_size, ratio=config.max_ratio)
+    name, tool = writer_program()  # asked first: who lacks it need not wait for a download
     writer: SquashfsWriter | None = None
 
     def start() -> Callable[[bytes | memoryview], object]:
@@ -199,15 +201,16 @@ def _flatten(resolved: ResolvedImage, source: Source, path: str, config: Config,
         return writer.write
 
     try:
-        report = flatten(layers, start, progress=progress)
+        report = flatten(layers, start, limits=limits, rewrite=name != "tar2sqfs", progress=progress)
         assert writer is not None
         writer.finish()
     finally:
         if writer is not None:
             writer.close()
+    version = f"{name} {'.'.join(map(str, writer_version(name, tool)))}"
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return _Made(path=path, size=os.path.getsize(path), sha256=sha256, report=report, tool=writer.tool)
+    return _Made(path=path, size=os.path.getsize(path), sha256=sha256, report=report, tool=version)
 
 
 def _opener(source: Source, layer: Descriptor) -> Callable[[], Iterator[bytes]]:
@@ -223,14 +226,20 @@ def _describe(reference: ImageReference, resolved: ResolvedImage, made: _Made) -
         config=resolved.config,
         created=stores.now(),
         reference=str(reference),
-        python=find_python(made.report.programs, resolved.config.env.get("PATH", "")),
+        python=find_python(made.report.programs, resolved.config.env.get("PATH", ""), made.report.bytecode),
         shell=find_shell(made.report.programs),
         tools={"squashfs": made.tool},
+        notes=tuple(made.report.notes),
     )
 
 
-def find_python(programs: dict[str, str | None], path: str) -> PythonInfo | None:
-    """The Python 3 that a shell in the image would find, from the programs that flattening saw."""
+def find_python(
+    programs: dict[str, str | None], path: str, bytecode: Mapping[str, bytes] | None = None
+) -> PythonInfo | None:
+    """The Python 3 that a shell in the image would find, from the programs that flattening saw.
+
+    Its magic number is that of the ``bytecode`` in the image, or of the version; "" if neither is known.
+    """
     for directory in (path or "/usr/local/bin:/usr/bin:/bin").split(":"):
         for name in ("python3", "python"):
             start = f"{directory.rstrip('/')}/{name}"
@@ -239,6 +248,7 @@ def find_python(programs: dict[str, str | None], path: str) -> PythonInfo | None
             if version:
                 magic = _MAGIC.get(version[1])
                 packed = magic.to_bytes(2, "little") + b"\r\n" if magic else b""
+                packed = (bytecode or {}).get(f"cpython-{version[1].replace('.', '')}", packed)
                 return PythonInfo(path=start, version=version[1], magic=packed.hex())
     return None
 

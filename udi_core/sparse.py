@@ -14,7 +14,7 @@ from udi_core.tarheader import BLOCK, number
 
 Regions = list[tuple[int, int]]
 
-_MAX_REGIONS = 65536  # as tar2sqfs has it
+_MAX_REGIONS = 1 << 20
 _LINE = re.compile(rb"[0-9]{1,20}\n")
 _NUMBER = re.compile(rb"[0-9]{1,20}")
 
@@ -98,15 +98,6 @@ def check(regions: Regions, size: int, content: int, what: str) -> None:
         end = offset + length
     if end > size or sum(length for _, length in regions) != content:
         raise _malformed(what)
-
-
-def format_map(regions: Regions, size: int) -> bytes:
-    """The map of format 1.0, in whole blocks.  tar2sqfs wants at least one region."""
-    if len(regions) > _MAX_REGIONS:
-        raise UnsupportedImage("A layer has a sparse file in too many pieces", f"{len(regions)} regions.")
-    regions = regions or [(size, 0)]
-    text = b"%d\n" % len(regions) + b"".join(b"%d\n%d\n" % each for each in regions)
-    return text + bytes(-len(text) % BLOCK)
 
 
 def _malformed(what: str) -> CorruptImage:

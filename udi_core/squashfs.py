@@ -22,6 +22,8 @@ _SUPERBLOCK = struct.Struct("<IIIIIHHHHHHQQQQQQQQ")
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _F_SETPIPE_SZ = 1031
 _BACKLOG = 32 << 20  # bytes of blocks that wait inside tar2sqfs
+# A write of the tar wakes the program: pieces below the first size wait until they are as many bytes as the second.
+_SMALL, _COLLECT = 32 << 10, 256 << 10
 _LEVELS = frozenset({"gzip", "xz", "zstd"})
 
 
@@ -89,20 +91,36 @@ def read_superblock(path: str, offset: int = 0) -> Superblock:
     )
 
 
-def writer_argv(path: str, options: SquashfsOptions) -> list[str]:
-    """The command that turns a tar on its standard input into a squashfs at ``path``.
+def writer_program() -> tuple[str, str]:
+    """Name and path of the program that turns a tar into a squashfs.
 
-    tar2sqfs, or mksquashfs from 4.6 on where it is missing: 4.5 drops the leading ``/`` of a symlink target in an
-    extended header, and cannot set a compression level from a tar.
+    It is tar2sqfs, or mksquashfs from 4.6 on where that is missing: 4.5 drops the leading ``/`` of a symlink target in
+    an extended header, and cannot set a compression level.  mksquashfs looks owners up by name on this machine, so
+    that it must be given headers without names (``rewrite`` of :func:`udi_core.flatten.flatten`), and takes the root's
+    attributes from nowhere: they are 0755, root's, of 1970.
 
     Raises:
         ToolMissing: neither is there.
     """
+    tool = _process.find_tool("tar2sqfs")
+    if tool is not None:
+        return "tar2sqfs", tool
+    tool = _process.find_tool("mksquashfs")
+    if tool is None or writer_version("mksquashfs", tool) < (4, 6):
+        raise ToolMissing(
+            "No program is installed that writes squashfs files",
+            "Needed to flatten images: tar2sqfs, or mksquashfs 4.6 or newer.",
+            "Ask an administrator for: apt-get install squashfs-tools-ng   (or by conda-forge: squashfs-tools-ng)",
+        )
+    return "mksquashfs", tool
+
+
+def writer_argv(name: str, tool: str, path: str, options: SquashfsOptions) -> list[str]:
+    """The command that turns a tar on its standard input into a squashfs at ``path``."""
     level = options.compression in _LEVELS and options.level > 0
     # The merge keeps one CPU busy, and feeds no more than some four compressors.
     jobs = str(min(4, max(1, len(os.sched_getaffinity(0)) - 1)))
-    tool = _process.find_tool("tar2sqfs")
-    if tool is not None:
+    if name == "tar2sqfs":
         argv = [tool, "--quiet", "--force", "--no-skip", "--compressor", options.compression]
         if level:
             argv += ["--comp-extra", f"level={options.level}"]
@@ -112,19 +130,18 @@ def writer_argv(path: str, options: SquashfsOptions) -> list[str]:
         return [
             *argv,
             *("--block-size", str(options.block_size), "--num-jobs", jobs, "--queue-backlog", str(backlog)),
-            path,
+            # The time of the file system and of undeclared directories: by default SOURCE_DATE_EPOCH, if that is set.
+            *("--defaults", "mtime=0", path),
         ]
-    tool = _process.find_tool("mksquashfs")
-    if tool is None or mksquashfs_version(tool) < (4, 6):
-        raise ToolMissing(
-            "No program is installed that writes squashfs files",
-            "Needed to flatten images: tar2sqfs, or mksquashfs 4.6 or newer.",
-            "Ask an administrator for: apt-get install squashfs-tools-ng   (or by conda-forge: squashfs-tools-ng)",
-        )
     argv = [tool, "-", path, "-tar", "-quiet", "-no-progress", "-noappend", "-comp", options.compression]
     if level:
         argv += ["-Xcompression-level", str(options.level)]
-    return [*argv, "-b", str(options.block_size), "-processors", jobs]
+    return [
+        *argv,
+        *("-b", str(options.block_size), "-processors", jobs),
+        *("-mkfs-time", "0", "-root-time", "0", "-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"),
+        *("-default-mode", "0755", "-default-uid", "0", "-default-gid", "0"),
+    ]
 
 
 def list_programs(path: str) -> dict[str, str | None]:
@@ -145,10 +162,11 @@ def list_programs(path: str) -> dict[str, str | None]:
     return found
 
 
-def mksquashfs_version(tool: str) -> tuple[int, int]:
-    """Major and minor version of a mksquashfs; (0, 0) if it does not say."""
-    found = re.search(rb"mksquashfs version (\d+)\.(\d+)", _process.run([tool, "-version"], check=False).stdout)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+def writer_version(name: str, tool: str) -> tuple[int, ...]:
+    """The numbers of a program's version; (0,) if it does not say."""
+    said = _process.run([tool, "-version" if name == "mksquashfs" else "--version"], check=False).stdout
+    found = re.search(rb"\d+(\.\d+)+", said)
+    return tuple(map(int, found[0].split(b"."))) if found else (0,)
 
 
 class SquashfsWriter:
@@ -159,9 +177,8 @@ class SquashfsWriter:
 
     def __init__(self, path: str, options: SquashfsOptions) -> None:
         self._path = path
-        argv = writer_argv(path, options)
-        #: Name of the program, for the image's record.
-        self.tool = os.path.basename(argv[0])
+        self.tool, program = writer_program()
+        argv = writer_argv(self.tool, program, path, options)
         self._messages: IO[bytes] = tempfile.TemporaryFile()  # a pipe that nobody reads could block the program
         self._program = _process.spawn(
             argv,
@@ -177,6 +194,7 @@ class SquashfsWriter:
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._pipe, _F_SETPIPE_SZ, 1 << 20)
         self._finished = False
+        self._collected = bytearray()
         self._fed = 0
 
     def __enter__(self) -> SquashfsWriter:
@@ -186,13 +204,23 @@ class SquashfsWriter:
         self.close()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Pass some bytes of the tar on.
+        """Pass some bytes of the tar on; small pieces are collected.
 
         Raises:
             StoreFull: no space is left.
             ToolFailed: the program has ended before its input did.
         """
-        view = memoryview(data)
+        if len(data) < _SMALL:
+            self._collected += data
+            if len(self._collected) < _COLLECT:
+                return
+            data = b""
+        if self._collected:
+            collected, self._collected = self._collected, bytearray()
+            self._send(memoryview(collected))
+        self._send(memoryview(data))
+
+    def _send(self, view: memoryview) -> None:
         self._fed += len(view)
         try:
             while view:
@@ -208,6 +236,7 @@ class SquashfsWriter:
             ToolFailed: the program failed.
         """
         assert self._program.stdin is not None
+        self._send(memoryview(self._collected))
         self._program.stdin.close()
         if self._program.wait() != 0:
             raise self._failure()

@@ -62,6 +62,7 @@ class StoredImage:
         reference: canonical form of the reference that it was first pulled by.
         tools: versions of the programs that made it.
         shell: absolute path of bash, or of sh where there is no bash; "" if there is neither.
+        notes: what of its layers was kept inside the image or left out, and why.
     """
 
     digest: str
@@ -74,6 +75,7 @@ class StoredImage:
     python: PythonInfo | None = None
     shell: str = ""
     tools: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -458,6 +460,7 @@ def _parse_image(document: dict[str, Any], digest: str, squashfs: str) -> Stored
         python=PythonInfo(**python) if python else None,
         shell=document.get("shell", ""),
         tools=document.get("tools", {}),
+        notes=tuple(document.get("notes", ())),
     )
 
 

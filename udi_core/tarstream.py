@@ -38,6 +38,7 @@ from udi_core.tarheader import (
 _COMMON = frozenset((FILE, LINK, SYMLINK, DIRECTORY))
 _PLAIN = _COMMON | {CHARACTER, BLOCK_DEVICE, FIFO}
 _EXTENSIONS = frozenset((PAX, GLOBAL, LONG_NAME, LONG_LINK))
+_ZEROS = memoryview(bytes(1 << 20))
 _NO_RECORDS: dict[bytes, bytes] = {}
 
 # What tar2sqfs takes of one extended header.
@@ -60,6 +61,7 @@ class Entry:
         plain: whether it may pass as it is.
         header: the ustar block.
         records: of its extended header.
+        regions: of a sparse file, see :mod:`udi_core.sparse`; else None.
         dropped: names of extended attributes that no squashfs can hold.
     """
 
@@ -87,6 +89,7 @@ class TarStream:
         put: takes what passes.
         what: names the layer in errors.
         header_limit: largest extended header, in bytes.
+        rewrite: let no header pass as it is.
 
     Raises:
         CorruptImage: the stream ends inside an entry, or a header cannot be read.
@@ -95,9 +98,15 @@ class TarStream:
     """
 
     def __init__(
-        self, pieces: Iterator[bytes], put: Callable[[bytes | memoryview], None], what: str, header_limit: int = 1 << 20
+        self,
+        pieces: Iterator[bytes],
+        put: Callable[[bytes | memoryview], None],
+        what: str,
+        header_limit: int = 1 << 20,
+        rewrite: bool = False,
     ) -> None:
         self._pieces, self._put, self._what, self._header_limit = pieces, put, what, header_limit
+        self._may_pass = not rewrite
         self._buffer = b""
         self._position = 0
         self._run = 0  # where the run of entries that pass begins
@@ -148,7 +157,7 @@ class TarStream:
                 if entry.records:
                     entry.records, entry.dropped = _NO_RECORDS, []
                 entry.regions = None
-                entry.plain = True
+                entry.plain = self._may_pass
                 if kind == FILE:
                     entry.link = b""
                     entry.size = self._content = size
@@ -159,10 +168,10 @@ class TarStream:
                 return
             yield entry
 
-    def keep(self, entry: Entry) -> None:
-        """Let the entry pass as it is, if all readers understand it alike."""
+    def keep(self, entry: Entry, path: bytes) -> None:
+        """Let the entry pass as it is, if all readers understand it alike; else it is written anew as ``path``."""
         if not entry.plain:
-            self.rewrite(entry, entry.path, entry.link)
+            self.rewrite(entry, path, entry.link)
             return
         end = self._position + self._content + (-self._content % BLOCK)
         if end <= len(self._buffer):
@@ -174,23 +183,23 @@ class TarStream:
     def drop(self, entry: Entry) -> None:
         """Leave the entry out."""
         self._flush()
-        end = self._position + self._content + (-self._content % BLOCK)
-        if end <= len(self._buffer):
-            self._position = self._run = end
-        else:
-            self._beyond(end - len(self._buffer), None)
+        self._skip(self._content + (-self._content % BLOCK))
 
     def rewrite(self, entry: Entry, path: bytes, link: bytes = b"") -> None:
-        """Write the entry anew, under another name, and with another link target if it is a link."""
+        """Write the entry anew, under another name, and with another link target if it is a link.
+
+        The holes of a sparse file are filled: mksquashfs cannot read any of the formats that leave them out, and
+        tar2sqfs makes holes of zeros.
+        """
         self._flush()
         self._put(self._rewritten(entry, path, link))
-        self._run = self._position
-        end = self._position + self._content + (-self._content % BLOCK)
-        if end <= len(self._buffer):
-            self._position = end
-        else:
-            self._put(memoryview(self._buffer)[self._run :])
-            self._beyond(end - len(self._buffer), self._put)
+        place = 0
+        for offset, length in [(0, entry.size)] if entry.regions is None else entry.regions:
+            self._fill(offset - place)
+            self._copy(length)
+            place = offset + length
+        self._fill(entry.size - place + (-entry.size % BLOCK))
+        self._skip(-self._content % BLOCK)
 
     def add(self, entries: bytes) -> None:
         """Write whole entries behind the one that was kept or rewritten."""
@@ -215,6 +224,28 @@ class TarStream:
         if self._run < self._start:
             self._put(memoryview(self._buffer)[self._run : self._start])
         self._run = self._position
+
+    def _skip(self, count: int) -> None:
+        """Leave out bytes at the position."""
+        end = self._position + count
+        if end <= len(self._buffer):
+            self._position = self._run = end
+        else:
+            self._beyond(end - len(self._buffer), None)
+
+    def _copy(self, count: int) -> None:
+        """Write bytes at the position."""
+        end = self._position + count
+        self._put(memoryview(self._buffer)[self._position : end])
+        if end <= len(self._buffer):
+            self._position = self._run = end
+        else:
+            self._beyond(end - len(self._buffer), self._put)
+
+    def _fill(self, count: int) -> None:
+        while count > 0:
+            self._put(_ZEROS[:count])
+            count -= len(_ZEROS)
 
     def _beyond(self, count: int, put: Callable[[bytes | memoryview], None] | None) -> None:
         """Consume ``count`` bytes of the pieces that follow the buffer."""
@@ -295,7 +326,7 @@ class TarStream:
         elif kind not in _PLAIN:
             raise UnsupportedImage(f"{self._what} has an entry of unknown type", f"{chr(kind)!r}: {entry.path!r}")
         entry.kind = FILE if kind in (CONTIGUOUS, SPARSE) else kind
-        entry.plain = self._values(entry, kind) and plain
+        entry.plain = self._values(entry, kind) and plain and self._may_pass
         if b"\0" in entry.path or b"\0" in entry.link:
             raise HostileImage(f"{self._what} has a name with a NUL byte", repr(entry.path))
         return True
@@ -318,8 +349,10 @@ class TarStream:
             raise HostileImage(f"{self._what} has an entry of negative size", _about(entry))
         if not all(0 <= each < _NO_ID for each in owner):
             raise HostileImage(f"{self._what} has an owner that Linux does not have", _about(entry))
-        if b"mtime" in records and not _TIME.fullmatch(records[b"mtime"]):
-            raise CorruptImage(f"{self._what} has a time that cannot be read", _about(entry))
+        if b"mtime" in records:
+            if not _TIME.fullmatch(records[b"mtime"]):
+                raise CorruptImage(f"{self._what} has a time that cannot be read", _about(entry))
+            plain = plain and b"." in records[b"mtime"]  # mksquashfs insists on the point
         entry.size = self._content = size if entry.kind == FILE else 0
         if kind == SPARSE:
             entry.regions, entry.size = sparse.read_old(header, self._take, self._what)
@@ -348,7 +381,7 @@ class TarStream:
         return int(text)
 
     def _rewritten(self, entry: Entry, path: bytes, link: bytes) -> bytes:
-        """Extended header, header and sparse map of an entry."""
+        """Extended header and header of an entry."""
         header, old = entry.header, entry.records
         records = {b"path": path}
         if entry.kind in LINKS:
@@ -356,28 +389,20 @@ class TarStream:
         try:
             records[b"uid"] = b"%d" % _number(old, b"uid", header[108:116])
             records[b"gid"] = b"%d" % _number(old, b"gid", header[116:124])
-            records[b"mtime"] = old.get(b"mtime") or b"%d" % tarheader.number(header[136:148])
+            time = old.get(b"mtime") or b"%d" % tarheader.number(header[136:148])
+            records[b"mtime"] = time if b"." in time else time + b".0"
             block = tarheader.rebuilt(header, entry.kind)
         except ValueError:
             raise CorruptImage(f"{self._what} has a number that cannot be read", _about(entry)) from None
-        front, size = b"", self._content
-        if entry.regions is not None:
-            front = sparse.format_map(entry.regions, entry.size)
-            size += len(front)
-            records |= {
-                b"GNU.sparse.major": b"1",
-                b"GNU.sparse.minor": b"0",
-                b"GNU.sparse.realsize": b"%d" % entry.size,
-            }
         if entry.kind == FILE:
-            records[b"size"] = b"%d" % size
+            records[b"size"] = b"%d" % entry.size
         records |= {key: value for key, value in old.items() if key.startswith(_KEPT_XATTRS)}
         extended = tarheader.format_pax(records)
         if len(extended) > _MAX_EXTENDED:
             raise UnsupportedImage(
                 f"{self._what} has an entry with more extended attributes than a file can have", _about(entry)
             )
-        return extended + block + front
+        return extended + block
 
     def _extension(self, header: bytes) -> bytes:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -52,6 +53,8 @@ def pull(arguments: argparse.Namespace) -> int:
     elif arguments.quiet:
         print(image.digest.partition(":")[2])
     else:
+        for note in image.notes:
+            print(f"udi: {note}", file=sys.stderr)
         print(f"{ImageReference.parse(arguments.reference).short}  {image.digest}  {size(image.size)}")
     return 0
 
@@ -111,6 +114,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         ("squashfs sha256", image.squashfs_sha256),
         ("python", python),
         ("shell", image.shell or "none"),
+        *(("note", note) for note in image.notes),
         ("entrypoint", " ".join(config.entrypoint) or "none"),
         ("command", " ".join(config.cmd) or "none"),
         ("workdir", config.workdir or "/"),

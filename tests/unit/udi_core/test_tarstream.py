@@ -27,7 +27,7 @@ def pass_on(data: bytes, size: int = 1 << 20, drop: tuple[bytes, ...] = ()) -> t
         if entry.path in drop:
             stream.drop(entry)
         else:
-            stream.keep(entry)
+            stream.keep(entry, entry.path)
     stream.finish()
     return bytes(out), seen
 
