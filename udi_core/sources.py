@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from udi_core.manifest import (
     parse_config,
     parse_manifest,
 )
+from udi_core.progress import ProgressSink, ignore
 from udi_core.reference import ImageReference
 from udi_core.registry import RegistryClient, RegistryOptions
 
@@ -64,18 +65,21 @@ class Source(Protocol):
     def blob(self, descriptor: Descriptor) -> bytes:
         """A small blob, whole and checked."""
 
+    def expect(self, layers: Sequence[Descriptor]) -> None:
+        """In which order layers will be read; one that is far away may fetch them ahead."""
+
     def stream(self, descriptor: Descriptor) -> Iterator[bytes]:
         """A layer's bytes in order, compressed as they are; the digest is checked when they end."""
 
 
-def open_source(reference: ImageReference, config: Config) -> Source:
+def open_source(reference: ImageReference, config: Config, progress: ProgressSink = ignore) -> Source:
     """The source that a reference with layers names.
 
     Raises:
         ImageNotFound: a local path that does not exist.
     """
     if reference.transport == "docker":
-        return _Registry(reference, config)
+        return _Registry(reference, config, progress)
     if not os.path.exists(reference.path):
         raise ImageNotFound(f"{reference.path} does not exist", f"It was named by {reference}.", "Check the path.")
     if reference.transport == "oci":
@@ -112,6 +116,7 @@ def resolve(source: Source, platform: Platform | None) -> ResolvedImage:
             f"It is for {config.platform}.",
             "Choose another image or tag, or name the platform yourself with --platform.",
         )
+    source.expect(document.layers[::-1])  # flattening begins at the top
     return ResolvedImage(manifest=document, config=config, named=named)
 
 
@@ -122,12 +127,18 @@ def _only(index: Index) -> Descriptor:
 
 
 class _Registry:
-    def __init__(self, reference: ImageReference, config: Config) -> None:
+    def __init__(self, reference: ImageReference, config: Config, progress: ProgressSink) -> None:
         self._reference = reference
-        options = RegistryOptions(mirrors=config.mirrors, insecure=config.insecure_registries, ca_file=config.ca_file)
-        self._client = RegistryClient(reference.registry, reference.repository, options, Credentials(config.auth_file))
+        self._client = RegistryClient(
+            reference.registry,
+            reference.repository,
+            RegistryOptions.of(config),
+            Credentials(config.auth_file),
+            progress=progress,
+        )
         self.blob = self._client.blob
         self.stream = self._client.stream
+        self.expect = self._client.expect
 
     def __enter__(self) -> _Registry:
         return self
@@ -159,6 +170,9 @@ class _Layout:
             raw = file.read()
         digests.check(raw, digest, f"Blob {digest} of {self._root}")
         return raw, "", digest
+
+    def expect(self, layers: Sequence[Descriptor]) -> None:
+        pass  # a local file is there when it is read
 
     def _choose(self) -> Descriptor:
         try:
@@ -255,6 +269,9 @@ class _Archive:
         with self._member(descriptor.annotations["path"]) as file:
             while chunk := file.read(_CHUNK):
                 yield chunk
+
+    def expect(self, layers: Sequence[Descriptor]) -> None:
+        pass
 
     def _layer(self, name: str) -> dict[str, Any]:
         with self._member(name) as file:
