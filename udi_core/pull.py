@@ -71,7 +71,7 @@ def pull(
         named, image = _import(reference, wanted, store, config, force, progress)
     else:
         progress(Progress("resolve", reference.short, 0, 1, "images"))
-        with open_source(reference, config) as source:
+        with open_source(reference, config, progress) as source:
             resolved = resolve(source, wanted)
             progress(Progress("resolve", reference.short, 1, 1, "images"))
 
