@@ -23,6 +23,8 @@ class FaultyRegistry:
         damage: applied to every blob (not to manifests).
         cut_after: bytes of a blob after which the connection is closed, every time; 0 for never.
         status: answer everything with this status; 0 for never.
+        refusals: statuses of the next answers, before all is well.
+        ignore_ranges: answer a request for a part of a blob with all of it.
         requests: method and path of every request.
     """
 
@@ -31,6 +33,8 @@ class FaultyRegistry:
     damage: Damage | None = None
     cut_after: int = 0
     status: int = 0
+    refusals: list[int] = field(default_factory=list)
+    ignore_ranges: bool = False
     requests: list[str] = field(default_factory=list)
 
     def reference(self, tag: str = "latest") -> str:
@@ -47,8 +51,12 @@ def faulty_registry(directory: Path) -> Iterator[FaultyRegistry]:
 
         def do_GET(self) -> None:
             state.requests.append(f"GET {self.path}")
-            if state.status:
-                self._answer(state.status, b'{"errors":[{"code":"DENIED","message":"as told"}]}', "application/json")
+            if state.status or state.refusals:
+                self._answer(
+                    state.status or state.refusals.pop(0),
+                    b'{"errors":[{"code":"DENIED","message":"as told"}]}',
+                    "application/json",
+                )
                 return
             if self.path == "/v2/":
                 self._answer(200, b"{}", "application/json")
@@ -69,7 +77,7 @@ def faulty_registry(directory: Path) -> Iterator[FaultyRegistry]:
         def _blob(self, name: str, raw: bytes) -> None:
             start = 0
             wanted = self.headers.get("Range", "")
-            if wanted:
+            if wanted and not state.ignore_ranges:
                 first, _, last = wanted.removeprefix("bytes=").partition("-")
                 start = int(first)
                 end = min(int(last) + 1 if last else len(raw), len(raw))
