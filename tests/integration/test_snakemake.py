@@ -313,7 +313,7 @@ class TestIsolation:
                 output: "a.txt"
                 container: "{image}"
                 shell:
-                    "test -e /opt/marker; test ! -e {bwrap}; test ! -e {sys.prefix}/bin/snakemake; "
+                    "test -e /opt/marker; test ! -e {bwrap}; "
                     "test -d /.singularity.d; test -e /singularity; test -n \\"$APPTAINER_CONTAINER\\"; "
                     "test \\"$SINGULARITY_CONTAINER\\" = \\"$APPTAINER_CONTAINER\\"; test $FLAVOUR = image; "
                     "test \\"$HOME\\" = \\"$PWD\\"; touch {{output}}"
