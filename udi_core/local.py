@@ -1,26 +1,19 @@
-"""Images without layers: a squashfs or SIF file, or a directory; imported into the store like any other.
-
-Source: SIF specification (github.com/apptainer/sif, pkg/sif), global header and data object descriptors.
-"""
+"""Images without layers: a squashfs or SIF file, or a directory; imported into the store like any other."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from udi_core.errors import CorruptImage, ImageNotFound, UnsupportedImage
+from udi_core.errors import CorruptImage, ImageNotFound
 from udi_core.progress import Progress, ProgressSink
+from udi_core.sif import find_partition
 from udi_core.squashfs import SquashfsOptions, SquashfsWriter, read_superblock
 
 _CHUNK = 4 << 20
-_SIF_HEADER = struct.Struct("<32s10s3s3s16sqqqqqqqq")
-_SIF_DESCRIPTOR = struct.Struct("<i?IIIqqqqqqq128s384s")
-_SIF_PARTITION = 0x4004
-_SQUASHFS, _PRIMARY = 1, 2  # file system and partition types of a SIF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,43 +34,14 @@ def find_squashfs(path: str) -> SquashfsPart:
         CorruptImage: it is neither, or is cut off.
     """
     try:
-        with open(path, "rb") as file:
-            head = file.read(_SIF_HEADER.size)
-            if head[32:42].rstrip(b"\0") != b"SIF_MAGIC":
-                return SquashfsPart(path=path, offset=0, size=read_superblock(path).size)
-            offset, size = _sif_partition(path, head, file.read)
+        found = find_partition(path)
+        offset = found[0] if found else 0
+        used = read_superblock(path, offset).size
     except FileNotFoundError:
         raise ImageNotFound(f"{path} does not exist", "", "Check the path.") from None
     except IsADirectoryError:
         raise ImageNotFound(f"{path} is a directory", "", f"Write dir:{path} for an image in a directory.") from None
-    return SquashfsPart(path=path, offset=offset, size=min(size, read_superblock(path, offset).size))
-
-
-def _sif_partition(path: str, head: bytes, read: Callable[[int], bytes]) -> tuple[int, int]:
-    """Offset and size of the primary system partition."""
-    if len(head) < _SIF_HEADER.size:
-        raise CorruptImage(f"{path} is cut off", "Its SIF header is not whole.")
-    *_, total, start, size, _, _ = _SIF_HEADER.unpack(head)
-    if not 0 < total <= 4096 or not 0 < start < 1 << 40:
-        raise CorruptImage(f"{path} has a SIF header that cannot be right", f"{total} descriptors at {start}.")
-    read(start - _SIF_HEADER.size)
-    table = read(total * _SIF_DESCRIPTOR.size)
-    for number in range(len(table) // _SIF_DESCRIPTOR.size):
-        fields = _SIF_DESCRIPTOR.unpack_from(table, number * _SIF_DESCRIPTOR.size)
-        kind, used, offset, size, extra = fields[0], fields[1], fields[5], fields[6], fields[13]
-        if not used or kind != _SIF_PARTITION:
-            continue
-        file_system, partition = struct.unpack_from("<ii", extra)
-        if partition != _PRIMARY:
-            continue
-        if file_system != _SQUASHFS:
-            raise UnsupportedImage(
-                f"{path} holds no squashfs",
-                f"Its partition is of SIF file system type {file_system} (2 is ext3, 6 is encrypted).",
-                "Build it anew without encryption.",
-            )
-        return offset, size
-    raise UnsupportedImage(f"{path} has no primary partition", "", "Give a SIF that apptainer can run.")
+    return SquashfsPart(path=path, offset=offset, size=min(found[1], used) if found else used)
 
 
 def copy_squashfs(part: SquashfsPart, target: str, progress: ProgressSink) -> None:

@@ -6,6 +6,7 @@ Source: tar2sqfs(1), mksquashfs(1); Linux, fs/squashfs/squashfs_fs.h.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from udi_core import _process
-from udi_core.errors import CorruptImage, StoreFull, ToolFailed, ToolMissing
+from udi_core.errors import CorruptImage, StoreError, StoreFull, ToolFailed, ToolMissing
 
 MAGIC = 0x73717368
 _SUPERBLOCK = struct.Struct("<IIIIIHHHHHHQQQQQQQQ")
@@ -24,6 +25,7 @@ _F_SETPIPE_SZ = 1031
 _BACKLOG = 32 << 20  # bytes of blocks that wait inside tar2sqfs
 # A write of the tar wakes the program: pieces below the first size wait until they are as many bytes as the second.
 _SMALL, _COLLECT = 32 << 10, 256 << 10
+_PROBE = 1 << 20  # bytes; as large as the largest block
 _LEVELS = frozenset({"gzip", "xz", "zstd"})
 
 
@@ -179,15 +181,24 @@ class SquashfsWriter:
         self._path = path
         self.tool, program = writer_program()
         argv = writer_argv(self.tool, program, path, options)
+        try:
+            # Held open to the end: tar2sqfs removes its file when it fails, and with it the sign of a full disk.
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written", error.strerror or str(error)) from error
         self._messages: IO[bytes] = tempfile.TemporaryFile()  # a pipe that nobody reads could block the program
-        self._program = _process.spawn(
-            argv,
-            stdin=_process.PIPE,
-            stdout=self._messages,
-            stderr=self._messages,
-            # Ctrl-C goes to us, and we end it; it must not write half an answer to a terminal.
-            start_new_session=True,
-        )
+        try:
+            self._program = _process.spawn(
+                argv,
+                stdin=_process.PIPE,
+                stdout=self._messages,
+                stderr=self._messages,
+                # Ctrl-C goes to us, and we end it; it must not write half an answer to a terminal.
+                start_new_session=True,
+            )
+        except BaseException:
+            self._release()
+            raise
         assert self._program.stdin is not None
         self._pipe = self._program.stdin.fileno()
         # The default of 64 KiB costs sixteen times the switches between the two processes.
@@ -195,7 +206,6 @@ class SquashfsWriter:
             fcntl.fcntl(self._pipe, _F_SETPIPE_SZ, 1 << 20)
         self._finished = False
         self._collected = bytearray()
-        self._fed = 0
 
     def __enter__(self) -> SquashfsWriter:
         return self
@@ -221,7 +231,6 @@ class SquashfsWriter:
         self._send(memoryview(data))
 
     def _send(self, view: memoryview) -> None:
-        self._fed += len(view)
         try:
             while view:
                 view = view[os.write(self._pipe, view) :]
@@ -243,6 +252,7 @@ class SquashfsWriter:
         found = read_superblock(self._path)
         self._finished = True
         self._messages.close()
+        os.close(self._file)
         return found
 
     def close(self) -> None:
@@ -255,7 +265,11 @@ class SquashfsWriter:
         with contextlib.suppress(OSError):
             if self._program.stdin is not None:
                 self._program.stdin.close()
+        self._release()
+
+    def _release(self) -> None:
         self._messages.close()
+        os.close(self._file)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
@@ -264,15 +278,17 @@ class SquashfsWriter:
         self._messages.seek(0)
         said = _process.tail(self._messages)
         directory = os.path.dirname(self._path)
-        # tar2sqfs calls every failed write an I/O error: it was for room if what it got would not have fitted.
-        if "o space left" in said or "uota exceeded" in said or ("I/O error" in said and _free(directory) < self._fed):
+        if self._is_full():
             return StoreFull(
                 f"No space is left in {directory}", said, "Make room (udi gc), or set UDI_STORE to another file system."
             )
         return ToolFailed(f"{self.tool} failed with {_process.describe_status(status)}", said)
 
-
-def _free(directory: str) -> int:
-    """Bytes that this user may still write there."""
-    seen = os.statvfs(directory)
-    return seen.f_bavail * seen.f_frsize
+    def _is_full(self) -> bool:
+        """Whether the file cannot grow, for want of room or quota: tar2sqfs calls every failed write an I/O error."""
+        try:
+            written = os.pwrite(self._file, bytes(_PROBE), os.fstat(self._file).st_size)
+            os.fsync(self._file)  # network file systems tell it no sooner
+        except OSError as error:
+            return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return written < _PROBE
