@@ -1,0 +1,113 @@
+"""Many processes and one store: one producer for each digest, dead ones taken over, nothing half done to be seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.faulty_registry import FaultyRegistry, faulty_registry
+from tests.support import oci
+from udi_core import ImageReference, ImageStore
+
+pytestmark = pytest.mark.needs("tar2sqfs")
+
+PROCESSES = 16
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Iterator[FaultyRegistry]:
+    with faulty_registry(tmp_path / "served") as registry:
+        files = [oci.file(f"file{number}", os.urandom(200_000)) for number in range(20)]
+        registry.layout.add_image([oci.Layer.of(*files)])
+        yield registry
+
+
+def start(env: Mapping[str, str], *argv: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "udi_core", *argv]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def blobs(registry: FaultyRegistry) -> list[str]:
+    """Requests for the layer, which is what a second producer would repeat."""
+    (layer,) = registry.layout.read(registry.layout.find())["layers"]
+    return [each for each in registry.requests if layer["digest"] in each]
+
+
+def leftovers(store: str) -> list[str]:
+    return sorted(os.listdir(os.path.join(store, "tmp")) + os.listdir(os.path.join(store, "locks")))
+
+
+def test_many_pulls_of_one_image_are_one_download(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    started = [start(udi_env, "pull", "--quiet", faulty.reference()) for _ in range(PROCESSES)]
+    ended = [each.communicate(timeout=120) for each in started]
+    assert [each.returncode for each in started] == [0] * PROCESSES, ended
+    assert len({output for output, _ in ended}) == 1
+    single = len(blobs(faulty))
+    assert leftovers(udi_env["UDI_STORE"]) == []
+    other = {**udi_env, "UDI_STORE": udi_env["UDI_STORE"] + "-other"}
+    assert start(other, "pull", "--quiet", faulty.reference()).wait(60) == 0
+    assert len(blobs(faulty)) == 2 * single, "one pull alone asks for as much as all of them did"
+
+
+def test_a_killed_producer_is_taken_over(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    def slowly(digest: str, raw: bytes) -> bytes:
+        if len(raw) > 1_000_000:
+            time.sleep(3)
+        return raw
+
+    faulty.damage = slowly
+    producer = start(udi_env, "pull", "--quiet", faulty.reference())
+    while not blobs(faulty):
+        time.sleep(0.05)
+    waiting = start(udi_env, "pull", faulty.reference())
+    time.sleep(1)
+    store = ImageStore(udi_env["UDI_STORE"])
+    assert not list(store.images()), "nothing is to be seen before it is whole"
+    producer.send_signal(signal.SIGKILL)
+    producer.wait()
+    _, told = waiting.communicate(timeout=90)
+    assert waiting.returncode == 0, told
+    image = store.lookup(ImageReference.parse(faulty.reference()))
+    assert start(udi_env, "verify", f"id:{image.digest[7:]}").wait(60) == 0
+    done = start(udi_env, "gc", "--grace", "0", "--json").communicate(timeout=60)[0]
+    assert len(json.loads(done)["leftovers"]) == 1, "what the killed one left is for gc"
+    assert leftovers(udi_env["UDI_STORE"]) == []
+
+
+def test_killing_at_any_moment_leaves_a_store_that_works(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    store = ImageStore(udi_env["UDI_STORE"])
+    for delay in (0.2, 0.3, 0.4, 0.5, 0.6):
+        victim = start(udi_env, "pull", "--force", "--quiet", faulty.reference())
+        time.sleep(delay)
+        victim.kill()
+        victim.wait()
+        for image in store.images():
+            assert os.path.getsize(image.squashfs) == image.size
+    last = start(udi_env, "pull", "--quiet", faulty.reference())
+    assert last.wait(90) == 0
+    assert start(udi_env, "verify", faulty.reference()).wait(60) == 0
+
+
+def test_gc_keeps_what_is_tagged_or_mounted(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    assert start(udi_env, "pull", "--quiet", faulty.reference()).wait(60) == 0
+    store = ImageStore(udi_env["UDI_STORE"])
+    reference = ImageReference.parse(faulty.reference())
+    digest = store.lookup(reference).digest
+    assert store.gc(grace=0).images == ()
+    store.untag(reference)
+    assert store.gc(grace=0, busy=lambda each: each == digest).images == ()
+    store.mark_use(digest, "another-node")
+    assert store.gc(grace=0).images == ()
+    store.unmark_use(digest, "another-node")
+    assert store.gc(grace=0, dry_run=True).images == (digest,)
+    assert list(store.images())
+    assert store.gc(grace=0).images == (digest,)
+    assert not list(store.images())
