@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from udi_core import tarheader
@@ -95,7 +95,7 @@ class Changes:
     Args:
         layers: lowest first.
         write: takes the tar.
-        item: name of the progress events; ``passes`` is how often each layer will be read.
+        again: whether the layers were read before in vain, and will be read twice now.
         rewrite: write all headers anew.
     """
 
@@ -105,14 +105,15 @@ class Changes:
         write: Callable[[bytes | memoryview], object],
         limits: Limits,
         progress: ProgressSink,
-        item: str = "layers",
-        passes: int = 1,
+        again: bool = False,
         rewrite: bool = False,
     ) -> None:
         self.layers, self.limits, self._rewrite = layers, limits, rewrite
         self.report = FlattenReport()
-        self._write, self._progress, self._item = write, progress, item
-        self._done, self._total = 0, passes * sum(layer.descriptor.size for layer in layers)
+        self._write, self._progress = write, progress
+        self._item, self._done, self._total = "", 0, 0
+        everything = range(len(layers))
+        self.expect("layers again" if again else "layers", [*everything, *everything] if again else everything)
         # First of all: tar2sqfs looks at the first bytes for signs of compression, and a name may look like those.
         # The entry of a layer's root takes the place of this one.
         self.put(tarheader.directory(b"./"))
@@ -131,6 +132,11 @@ class Changes:
     def name(self, number: int) -> str:
         """A layer as errors call it."""
         return f"Layer {short(self.layers[number].descriptor.digest)}"
+
+    def expect(self, item: str, numbers: Iterable[int]) -> None:
+        """Begin a new item of progress: these layers will be read."""
+        self._item, self._done = item, 0
+        self._total = sum(self.layers[number].descriptor.size for number in numbers)
 
     @contextlib.contextmanager
     def open(self, number: int, put: Callable[[bytes | memoryview], None]) -> Iterator[TarStream]:

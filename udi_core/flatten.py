@@ -50,4 +50,4 @@ def flatten(
         return merge(Changes(layers, start(), limits, progress, rewrite=rewrite))
     except NeedsReplay as reason:
         progress(Progress("flatten", "layers again", 0, None, note=f"{reason}"))
-    return replay(Changes(layers, start(), limits, progress, item="layers again", passes=2, rewrite=rewrite))
+    return replay(Changes(layers, start(), limits, progress, again=True, rewrite=rewrite))

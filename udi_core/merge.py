@@ -49,7 +49,8 @@ def merge(changes: Changes) -> FlattenReport:
         # It may be empty by now.
         changes.put(tarheader.directory(path))
         changes.report.entries += 1
-    for number, targets in sorted(rescues.items()):
+    changes.expect("layers with hidden files", rescues)
+    for number, targets in rescues.items():
         _rescue(changes, number, targets)
     for path, target in state.links:
         changes.put(tarheader.hard_link(path, target))

@@ -44,7 +44,7 @@ def replay(changes: Changes) -> FlattenReport:
     for number in range(len(changes.layers)):
         tree.apply(number)
     plan = _plan(changes, tree.root)
-    for number in range(len(changes.layers)):
+    for number in reversed(range(len(changes.layers))):  # in the order in which registries are ready to send them
         _emit(changes, number, plan.pop(number, {}))
     return changes.end()
 

@@ -186,13 +186,26 @@ def test_programs_and_bytecode_are_reported() -> None:
     assert report.bytecode == {"cpython-312": bytes.fromhex("cb0d0d0a")}
 
 
-def test_progress_is_in_compressed_bytes_and_never_goes_back() -> None:
+@pytest.mark.parametrize(
+    ("upper", "items"),
+    [
+        (oci.Layer.of(oci.file("other", "x")), ["layers"]),
+        (oci.Layer.of(oci.whiteout("f")), ["layers", "layers with hidden files"]),
+        (oci.Layer.of(oci.file("s/x", "x")), ["layers", "layers again"]),
+    ],
+)
+def test_progress_is_in_compressed_bytes_and_never_goes_back(upper: oci.Layer, items: list[str]) -> None:
     events: list[Progress] = []
-    layers = inputs([oci.Layer.of(oci.file(f"{n}", b"x" * 20000)) for n in range(3)])
+    base = oci.Layer.of(oci.file("f", b"x" * 20000), oci.hardlink("g", "f"), oci.symlink("s", "d"), oci.directory("d"))
+    layers = inputs([base, upper])
     flatten(layers, Sink(), progress=events.append)
-    done = [event.done for event in events]
-    assert done == sorted(done)
-    assert events[-1].done == events[-1].total == sum(layer.descriptor.size for layer in layers)
+    assert list(dict.fromkeys(event.item for event in events)) == items
+    for item in items:
+        done = [event.done for event in events if event.item == item]
+        assert done == sorted(done)
+    assert events[-1].done == events[-1].total
+    sizes = [layer.descriptor.size for layer in layers]
+    assert events[-1].total == {"layers": sum(sizes), "layers again": 2 * sum(sizes)}.get(items[-1], sizes[0])
 
 
 # Names and links that lead elsewhere
