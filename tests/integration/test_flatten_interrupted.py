@@ -1,0 +1,71 @@
+"""A pull that ends early leaves no program, no thread and no file behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import oci
+from udi_core import Config, ImageReference, ImageStore, Progress, pull
+
+pytestmark = pytest.mark.needs("tar2sqfs")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    layout = oci.Layout(tmp_path_factory.mktemp("layout"))
+    layers = [oci.Layer.of(oci.file(f"f{n}", os.urandom(20_000_000)), compression="") for n in range(4)]
+    layout.add_image(layers)
+    return f"oci:{layout.path}:latest"
+
+
+def files(store: Path) -> list[str]:
+    """Everything in the store but directories and locks that are kept for their names."""
+    return [str(path) for path in store.rglob("*") if path.is_file() and "locks" not in path.parts]
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, MemoryError])
+def test_an_error_in_the_middle(tmp_path: Path, reference: str, error: type[BaseException]) -> None:
+    seen = 0
+
+    def fail(event: Progress) -> None:
+        nonlocal seen
+        seen += event.phase == "flatten"
+        if seen == 30:
+            raise error
+
+    config = Config(store=str(tmp_path), node_dir=str(tmp_path / "node"))
+    with pytest.raises(error):
+        pull(ImageReference.parse(reference), ImageStore(config.store), config, progress=fail)
+    assert children(os.getpid()) == []
+    assert [each.name for each in threading.enumerate() if each.name.startswith("udi-")] == []
+    assert files(tmp_path) == []
+    image = pull(ImageReference.parse(reference), ImageStore(config.store), config)
+    assert os.path.getsize(image.squashfs) > 80_000_000
+
+
+def test_an_interrupt_by_keyboard(tmp_path: Path, reference: str) -> None:
+    environment = {**os.environ, "UDI_STORE": str(tmp_path), "UDI_NODE_DIR": str(tmp_path / "node")}
+    command = [sys.executable, "-m", "udi_core", "pull", "--quiet", reference]
+    program = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    tool: list[str] = []
+    while not tool and program.poll() is None:
+        tool = children(program.pid)
+        time.sleep(0.005)
+    program.send_signal(signal.SIGINT)
+    _, said = program.communicate(timeout=30)
+    assert program.returncode == 130, said
+    assert "Traceback" not in said
+    assert not os.path.exists(f"/proc/{tool[0]}")
+    assert files(tmp_path) == []
