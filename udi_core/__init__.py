@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from udi_core.agent.host import Agent as Agent
     from udi_core.agent.host import AgentLost as AgentLost
     from udi_core.agent.host import AgentPool as AgentPool
+    from udi_core.agent.host import kill_tree as kill_tree
     from udi_core.cli.parser import Command as Command
     from udi_core.cli.show import lazy_progress as lazy_progress
     from udi_core.config import Config as Config
@@ -83,7 +84,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "agent.function": "MAGIC NotPortable specify",
-    "agent.host": "Agent AgentLost AgentPool",
+    "agent.host": "Agent AgentLost AgentPool kill_tree",
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
     "cli.parser": "Command",
     "cli.show": "lazy_progress",

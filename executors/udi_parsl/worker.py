@@ -24,6 +24,7 @@ from udi_core import (
     agent_command,
     agent_support,
     build,
+    kill_tree,
     load_config,
     pack,
     spawn,
@@ -60,7 +61,7 @@ def run_function(
         if packed is None:
             module, same = _pickler(specification, found)
             packed = pack((args, kwargs), module, 5 if same else min(5, found.protocol))
-        answer = found.call(specification, packed, image.workdir or os.getcwd())
+        answer = found.call(specification, packed, image.workdir or os.getcwd(), _variables())
     if answer[0] == b"ok":
         return Sealed(open_result, answer[1:])
     return Sealed(open_error, answer)
@@ -78,6 +79,13 @@ def _pickler(specification: dict[str, Any], found: Agent) -> tuple[Any, bool]:
     return pickle, False
 
 
+def _variables() -> dict[str, str] | None:
+    """What Parsl sets for single tasks, and an agent therefore did not begin with: an MPI task's nodes and launcher."""
+    if "PARSL_MPI_PREFIX" not in os.environ:
+        return None
+    return {name: value for name, value in os.environ.items() if name.startswith("PARSL_")}
+
+
 def run_command(image: TaskImage, command: str, output: int, errors: int, timeout: float | None) -> int | None:
     """Run a shell command in its image; its exit status, or None if it exceeded ``timeout`` seconds."""
     choice = choose(image)
@@ -89,7 +97,7 @@ def run_command(image: TaskImage, command: str, output: int, errors: int, timeou
     if choice.python or image.python:
         # The agent is inside already: it starts the shell in a millisecond, a new sandbox takes four.
         with agent(image, choice) as found:
-            return found.spawn(argv, directory, output, errors, timeout)
+            return found.spawn(argv, directory, output, errors, timeout, _variables())
     with sandbox(image, choice, argv) as launch:
         return _run_alone(launch, output, errors, timeout)
 
@@ -104,7 +112,7 @@ def _run_alone(launch: Launch, output: int, errors: int, timeout: float | None) 
         return None
     finally:
         if process.poll() is None:
-            process.kill()
+            kill_tree(process.pid)
             process.wait()
 
 

@@ -246,6 +246,23 @@ def test_a_killed_worker_takes_its_agent_along(base_image: str) -> None:
         assert not os.path.exists(f"/proc/{agent}")
 
 
+def test_the_end_of_an_executor_ends_its_bash_tasks(base_image: str, tmp_path: Path) -> None:
+    def linger(marker: str) -> str:
+        return f"echo $$ > {marker}; exec sleep 300"
+
+    marker = tmp_path / "pid"
+    with workflow(htex(UDIHighThroughputExecutor), exit_mode="cleanup"):
+        image(base_image)(bash_app(linger))(str(marker))
+        deadline = time.monotonic() + 60
+        while not (marker.exists() and marker.read_text().strip()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        pid = int(marker.read_text())
+    deadline = time.monotonic() + 20
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{pid}")
+
+
 def _parent_of(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     parent = int(fields[1])

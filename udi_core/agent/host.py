@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from udi_core import _process
@@ -62,8 +62,16 @@ class Agent:
         self.magic: bytes = hello["magic"]
         self.protocol: int = hello["protocol"]
 
-    def call(self, specification: dict[str, Any], arguments: Sequence[Any], directory: str) -> list[bytearray]:
+    def call(
+        self,
+        specification: dict[str, Any],
+        arguments: Sequence[Any],
+        directory: str,
+        variables: Mapping[str, str] | None = None,
+    ) -> list[bytearray]:
         """Run a function; ``arguments`` are the parts of pickled ``(args, kwargs)``.  The parts of the answer.
+
+        ``variables`` are added to the agent's environment, and stay there.
 
         Waits in short polls, so that an exception that another thread throws into this one (Parsl's walltime)
         gets through; the agent must then be closed.
@@ -72,18 +80,26 @@ class Agent:
         sent = {"id": name, "magic": specification["magic"], "name": specification["name"]}
         if name not in self._functions:
             sent = specification
-        self._send([pickle.dumps(("call", sent, directory, self.protocol), protocol=4), *arguments])
+        request = "call", sent, directory, self.protocol, variables
+        self._send([pickle.dumps(request, protocol=4), *arguments])
         self._functions.add(name)
         return self._receive()
 
     def spawn(
-        self, argv: Sequence[str], directory: str, output: int, errors: int, timeout: float | None = None
+        self,
+        argv: Sequence[str],
+        directory: str,
+        output: int,
+        errors: int,
+        timeout: float | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> int | None:
         """Run a program with these descriptors as its output; its status as in subprocess, or None at ``timeout``.
 
-        At the time-out, and on any exception, the program and its process group are killed.
+        ``variables`` are for this program only.  At the time-out, and on any exception, the program and its
+        descendants are killed.
         """
-        self._send([pickle.dumps(("spawn", list(argv), directory), protocol=4)])
+        self._send([pickle.dumps(("spawn", list(argv), directory, variables), protocol=4)])
         descriptors = array.array("i", [output, errors])
         self._socket.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
         _, pid = pickle.loads(self._receive()[0])  # noqa: S301
@@ -94,8 +110,7 @@ class Agent:
             ended = bool(parts)
         finally:
             if not ended and pid:
-                with contextlib.suppress(OSError):
-                    os.killpg(pid, signal.SIGKILL)
+                kill_tree(pid)
         if not ended:
             self._receive()
             return None
@@ -160,6 +175,25 @@ class Agent:
             f"It ended with {status}; what it printed is in the worker's standard error.",
             "Killed by the out-of-memory killer, a crash in a C extension, or no working Python in the image.",
         )
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and its descendants, of whatever process group they are; none of them need be there any more."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGSTOP)  # so that it starts no further ones meanwhile
+    for child in _children(pid):
+        kill_tree(child)
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += map(int, file.read().split())
+    return found
 
 
 class AgentPool:

@@ -7,10 +7,11 @@ runs: a task that reads or prints must not disturb it.
 Frames, both ways: ``>I`` count of parts, ``>Q`` size of each, then the parts.  The first part is a pickle; further
 parts are its out-of-band buffers (PEP 574), which spares large arrays a copy on each side.
 
-Requests: ``("call", specification, directory, protocol)``, with the pickled arguments as the parts that follow, is
-answered by ``b"ok"`` and the pickled result, or by ``("error", description)``.  ``("spawn", argv, directory)``,
-followed by one byte that carries the descriptors of standard output and error (unix(7), SCM_RIGHTS), is answered
-twice: ``("started", pid)`` and ``("ended", status)``.
+Requests: ``("call", specification, directory, protocol, variables)``, with the pickled arguments as the parts that
+follow, is answered by ``b"ok"`` and the pickled result, or by ``("error", description)``.
+``("spawn", argv, directory, variables)``, followed by one byte that carries the descriptors of standard output and
+error (unix(7), SCM_RIGHTS), is answered twice: ``("started", pid)`` and ``("ended", status)``.  ``variables`` of the
+environment are this task's own; None if it has none.
 """
 
 import importlib
@@ -98,9 +99,9 @@ def _make_function(spec: "dict[str, Any]") -> "Any":
     if spec["magic"] == MAGIC_NUMBER and spec["bytecode"] is not None:
         try:
             return pickle.loads(spec["bytecode"])
-        except ImportError as error:
-            # Usually cloudpickle, which the image need not have; the source does without.
-            problem = problem or str(error)
+        except Exception as error:
+            # Usually cloudpickle, which is not here, or is another version; the source does without.
+            problem = problem or "%s: %s" % (type(error).__name__, error)
     if spec["source"] is not None:
         return _from_source(spec["source"], {})
     raise AgentError(
@@ -166,9 +167,11 @@ def _pickled(value: "Any") -> "bytes | None":
 
 def call(request: "Any", parts: "Sequence[Any]", python: str) -> "list[Any]":
     """Run a function; the parts of the answer.  The arguments are unpickled only after the function is there."""
-    _, spec, directory, protocol = request
+    _, spec, directory, protocol, variables = request
     try:
         _change_directory(directory)
+        if variables:
+            os.environ.update(variables)
         function = load_function(spec)
         args, kwargs = loads(parts)
         result = function(*args, **kwargs)
@@ -191,27 +194,30 @@ def call(request: "Any", parts: "Sequence[Any]", python: str) -> "list[Any]":
 
 
 def spawn(request: "Any", requests: int, environ: "dict[str, str]") -> int:
-    """Start a program, the leader of a session of its own; its process id.
+    """Start a program; its process id.
 
-    It gets the environment that the agent itself began with: a task may have changed ``os.environ`` since, which is
-    not for others to see.
+    It stays in the process group of the worker: what a provider does to that group, it does to this program too.  It
+    gets the environment that the agent itself began with: a task may have changed ``os.environ`` since, which is not
+    for others to see.
     """
     import socket
 
-    _, argv, directory = request
+    _, argv, directory, variables = request
     connection = socket.socket(fileno=requests)
     try:
         _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(2 * struct.calcsize("i")))
     finally:
         connection.detach()
     output, errors = struct.unpack("ii", ancillary[0][2])
+    if variables:
+        environ = dict(environ, **variables)
     try:
         _change_directory(directory)
         if hasattr(os, "posix_spawnp"):
             # Half the time of a fork, which copies the page tables of whatever the agent's tasks have loaded.
             moves = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, errors, 2)]
             pipe = [signal.SIGPIPE]  # Python ignores it, and that would be inherited
-            return os.posix_spawnp(argv[0], argv, environ, file_actions=moves, setsigdef=pipe, setsid=True)
+            return os.posix_spawnp(argv[0], argv, environ, file_actions=moves, setsigdef=pipe)
         return _fork(argv, environ, output, errors)
     except OSError as error:
         os.write(errors, ("udi: %s: %s\n" % (argv[0], error.strerror)).encode())
@@ -227,7 +233,6 @@ def _fork(argv: "list[str]", environ: "dict[str, str]", output: int, errors: int
     if pid:
         return pid
     try:
-        os.setsid()
         os.dup2(output, 1)
         os.dup2(errors, 2)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -254,7 +259,8 @@ def main() -> None:
     library = os.environ.pop("UDI_AGENT_LIBRARY", None)
     environ.pop("UDI_AGENT_LIBRARY", None)
     if library:
-        sys.path.append(library)
+        # Before the image's own: what the submit side has pickled, its version of cloudpickle can open.
+        sys.path.insert(0, library)
     requests = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
