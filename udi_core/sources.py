@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from udi_core import digest as digests
 from udi_core.config import Config
 from udi_core.credentials import Credentials
-from udi_core.errors import CorruptImage, ImageNotFound, UnsupportedImage
+from udi_core.errors import CorruptImage, ImageNotFound, InvalidReference, UnsupportedImage
 from udi_core.manifest import (
     OCI_MANIFEST,
     Descriptor,
@@ -218,6 +218,14 @@ def _named(index: Index, reference: ImageReference) -> Descriptor:
     return found[0]
 
 
+def _same(wanted: str, name: str) -> bool:
+    """Whether two spellings name one image: some programs write Docker Hub's registry out, others leave it away."""
+    try:
+        return ImageReference.parse(wanted) == ImageReference.parse(name)
+    except InvalidReference:
+        return wanted == name
+
+
 class _Archive:
     """What ``docker save`` and ``podman save`` write: a tar with ``manifest.json``, or an OCI layout in a tar.
 
@@ -291,7 +299,7 @@ class _Archive:
         if tag is None and len(entries) == 1:
             return dict(entries[0])
         for entry in entries:
-            if tag is not None and any(tag in (name, name.rpartition("/")[2]) for name in entry.get("RepoTags") or ()):
+            if tag is not None and any(_same(tag, name) for name in entry.get("RepoTags") or ()):
                 return dict(entry)
         names = sorted(name for entry in entries for name in entry.get("RepoTags") or ())
         raise ImageNotFound(
