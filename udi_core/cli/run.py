@@ -1,4 +1,4 @@
-"""``udi run`` and ``udi shell``: the hot path; see the module list that tests/unit/udi_core/cli asserts."""
+"""``udi run`` and ``udi shell``: the hot path; tests/unit/udi_core/cli asserts what it does not import."""
 
 from __future__ import annotations
 
