@@ -67,6 +67,17 @@ def make(directory: Path) -> oci.Layout:
     return oci.Layout(directory)
 
 
+def contents(layout: oci.Layout) -> tuple[int, int]:
+    """How many entries the layers have, and how many bytes of content."""
+    entries = size = 0
+    for layer in layout.read(layout.find("latest"))["layers"]:
+        with tarfile.open(layout.blob_path(layer["digest"]), "r|gz") as archive:
+            for info in archive:
+                entries += 1
+                size += info.size
+    return entries, size
+
+
 def _make_update(root: Path, packages: Path, update: Path) -> None:
     """A layer that replaces documentation, deletes some tests, and empties a directory."""
     for source in sorted((root / "usr/share/doc").iterdir())[:60]:
@@ -114,5 +125,5 @@ def _layer(layout: oci.Layout, root: Path) -> tuple[oci.Descriptor, str]:
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     written = make(target)
-    manifest = written.read(written.find("latest"))
-    print(f"{target}: {sum(layer['size'] for layer in manifest['layers']) / 1e6:.0f} MB in 3 layers")
+    entries, size = contents(written)
+    print(f"{target}: {size / 1e6:.0f} MB in {entries:,} entries")

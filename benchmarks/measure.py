@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import statistics
@@ -60,11 +61,11 @@ def measure(argv: Sequence[str]) -> Cost:
 
 def _tree(pid: int) -> Iterable[int]:
     yield pid
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            children = file.read().split()
-    except OSError:
-        return
+    children: list[str] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):  # a child belongs to the thread that started it
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                children += file.read().split()
     for child in children:
         yield from _tree(int(child))
 
