@@ -92,6 +92,11 @@ def _source(function: Any, seen: set[Any]) -> _Source:
     node = tree.body[0]
     if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or len(tree.body) != 1:
         raise NotPortable(f"{function.__name__!r} is a lambda or a coroutine, and not defined by def")
+    if seen and node.decorator_list:
+        # The app's own decorators are Parsl's; a helper's belong to what it does.
+        raise NotPortable(f"{function.__name__!r} has a decorator")
+    if isinstance(function, type) and function.__bases__ != (object,):
+        raise NotPortable(f"the class {function.__name__!r} has a base class")
     node.decorator_list = []
     if isinstance(node, ast.FunctionDef):
         _drop_annotations(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import os.path
 from typing import Any
@@ -67,6 +68,27 @@ def uses_an_object() -> float:
     return POINT.x
 
 
+def doubled(function: Any) -> Any:
+    return lambda *arguments: 2 * function(*arguments)
+
+
+@doubled
+def decorated_helper() -> int:
+    return 1
+
+
+def uses_a_decorated_helper() -> int:
+    return int(decorated_helper())
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def uses_an_enum() -> int:
+    return Colour.RED.value
+
+
 def from_source(function: Any) -> Any:
     """The function as an agent on another Python would make it."""
     specification = {**specify(function), "magic": b"another"}
@@ -88,11 +110,21 @@ def test_recursion_alone_and_mutual() -> None:
 
 @pytest.mark.parametrize(
     ("function", "reason"),
-    [(lambda value: value, "lambda"), (uses_an_object, "object of a class"), (len, "no plain function")],
+    [
+        (lambda value: value, "lambda"),
+        (uses_an_object, "object of a class"),
+        (len, "no plain function"),
+        (uses_an_enum, "base class"),
+    ],
 )
 def test_what_cannot_go_as_source_says_why(function: Any, reason: str) -> None:
     assert reason in specify(function)["problem"]
     assert specify(function)["source"] is None
+
+
+def test_a_helper_with_a_decorator_is_refused_and_not_stripped_of_it() -> None:
+    assert "uses_a_decorated_helper" not in str(specify(uses_a_decorated_helper)["source"])
+    assert specify(uses_a_decorated_helper)["problem"]
 
 
 def test_neither_bytecode_nor_source_is_refused() -> None:
