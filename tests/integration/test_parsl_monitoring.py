@@ -54,4 +54,4 @@ def test_memory_and_cpu_of_the_image_are_counted(
         query = "select max(psutil_process_memory_resident), max(psutil_process_time_user) from resource"
         memory, seconds = database.execute(query).fetchone()
     assert memory > SIZE
-    assert seconds > 1
+    assert seconds > 0.1  # sampled once a second, on a machine that may be busy

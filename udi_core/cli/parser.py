@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 Parser = argparse.ArgumentParser
 
 # Asked for its width, argparse imports shutil for every argument that is added: 4 ms of a warm start.
-_WIDTH = int(os.environ.get("COLUMNS") or 100)
+_COLUMNS = os.environ.get("COLUMNS", "")
+_WIDTH = int(_COLUMNS) if _COLUMNS.isdigit() and int(_COLUMNS) > 20 else 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
