@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,11 @@ import pytest
 
 from tests.support import images, oci, tools, user
 from tests.support import registry as registries
+
+
+def pytest_configure() -> None:
+    """Undo what a shell's ``&`` does: with SIGINT ignored from the start, no test could interrupt what it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
