@@ -62,6 +62,10 @@ if TYPE_CHECKING:
     from udi_core.manifest import parse_platform as parse_platform
     from udi_core.mount import MountedImage as MountedImage
     from udi_core.mount import NodeMounts as NodeMounts
+    from udi_core.node_kind import ancestry as ancestry
+    from udi_core.node_kind import check_kind as check_kind
+    from udi_core.node_kind import choose_kind as choose_kind
+    from udi_core.node_kind import parse_kinds as parse_kinds
     from udi_core.progress import Progress as Progress
     from udi_core.progress import ProgressSink as ProgressSink
     from udi_core.progress import ignore as ignore
@@ -97,6 +101,7 @@ _EXPORTS = {
     "launch": "enter find",
     "manifest": "Platform host_platform parse_platform",
     "mount": "MountedImage NodeMounts",
+    "node_kind": "ancestry check_kind choose_kind parse_kinds",
     "progress": "Progress ProgressSink ignore",
     "pull": "pull",
     "reference": "ImageReference",

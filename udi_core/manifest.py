@@ -15,6 +15,7 @@ from udi_core.digest import is_digest
 from udi_core.errors import CorruptImage, UnsupportedImage, UsageError
 from udi_core.image_config import ImageConfig as ImageConfig
 from udi_core.image_config import Platform as Platform
+from udi_core.node_kind import ancestry, level
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -137,7 +138,7 @@ def parse_config(raw: bytes) -> ImageConfig:
 
 
 def host_platform() -> Platform:
-    """This machine's platform; on x86-64 with the level that archspec finds (``v1`` is the empty variant)."""
+    """This machine's platform; on x86-64 with the level of its kind (``v1`` is the empty variant)."""
     machine = os.uname().machine
     architecture, variant = {
         "x86_64": ("amd64", ""),
@@ -148,13 +149,7 @@ def host_platform() -> Platform:
         "riscv64": ("riscv64", ""),
     }.get(machine, (machine, ""))
     if architecture == "amd64":
-        import archspec.cpu
-
-        host = archspec.cpu.host()
-        for level in ("v4", "v3", "v2"):
-            if archspec.cpu.TARGETS["x86_64_" + level] in (host, *host.ancestors):
-                variant = level
-                break
+        variant = level(ancestry())
     return Platform(os="linux", architecture=architecture, variant=variant)
 
 

@@ -12,7 +12,19 @@ from typing import Any
 
 from parsl.dataflow.memoization import id_for_memo
 
-from udi_core import Config, ImageReference, ImageStore, Platform, StoredImage, UsageError, load_config, parse_platform
+from udi_core import (
+    Config,
+    ImageReference,
+    ImageStore,
+    Platform,
+    StoredImage,
+    UsageError,
+    ancestry,
+    check_kind,
+    choose_kind,
+    load_config,
+    parse_platform,
+)
 
 #: The keyword by which a task carries its image; a call may give a reference by it.
 KEYWORD = "udi_image"
@@ -40,13 +52,16 @@ class Wish:
         """Check what a user wrote.
 
         Raises:
-            UsageError: a malformed reference, an empty mapping.
+            UsageError: a malformed reference, an empty mapping, a kind that no node is of.
         """
         references = {"default": reference} if isinstance(reference, str) else dict(reference)
         if not references:
             raise UsageError("The mapping of node kinds to images is empty", "", 'Write {"default": "docker:…"}.')
-        for each in references.values():
+        for kind, each in references.items():
+            check_kind(kind)
             ImageReference.parse(each)
+        for kind in variants:
+            check_kind(kind)
         return cls(references=tuple(references.items()), platform=platform or "", variants=tuple(variants))
 
 
@@ -223,24 +238,15 @@ def choose(image: TaskImage) -> Choice:
     Raises:
         UsageError: no choice fits this node.
     """
-    if len(image.choices) == 1:
+    if [each.kind for each in image.choices] == ["default"]:
         return image.choices[0]
-    import archspec.cpu
-
-    host = archspec.cpu.host()
-    names = [host.name, *(each.name for each in host.ancestors)]
-    ranks = {name: rank for rank, name in enumerate(names)}
-    best = None
-    for each in image.choices:
-        name = f"x86_64_{each.kind}" if each.kind.startswith("v") else each.kind
-        rank = ranks.get(name, len(names) if each.kind == "default" else -1)
-        if rank >= 0 and (best is None or rank < best[0]):
-            best = rank, each
-    if best is None:
+    node = ancestry()
+    kind = choose_kind((each.kind for each in image.choices), node)
+    if kind is None:
         kinds = ", ".join(each.kind for each in image.choices)
         raise UsageError(
             f"No image of {image.reference} fits this node",
-            f"It is a {host.name}; there are images for {kinds}.",
+            f"It is a {node[0]}; there are images for {kinds}.",
             'Add a "default" to the mapping.',
         )
-    return best[1]
+    return next(each for each in image.choices if each.kind == kind)

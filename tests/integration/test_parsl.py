@@ -374,15 +374,20 @@ def test_large_arguments_and_results(executor: None, base_image: str, bullseye_i
         assert image(name)(python_app(reverse))(data).result() == data[::-1]
 
 
-def test_a_mapping_of_node_kinds_chooses_on_the_node(base_image: str, trixie_image: str) -> None:
-    import archspec.cpu
-
-    here = archspec.cpu.host().name
+def test_a_mapping_of_node_kinds_chooses_on_the_node(
+    base_image: str, trixie_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with workflow(ThreadPoolExecutor(label="threads")):
-        app = image({here: trixie_image, "default": base_image})(python_app(describe))
-        assert app(2).result()[0] == "trixie"
-        other = image({"mic_knl": trixie_image, "default": base_image})(python_app(describe))
-        assert other(2).result()[0] == "bookworm"
+        app = image({"mic_knl": trixie_image, "default": base_image})(python_app(describe))
+        only = image({"mic_knl": trixie_image})(python_app(describe))
+        monkeypatch.setenv("UDI_NODE_KIND", "haswell")
+        assert app(2).result()[0] == "bookworm"
+        with pytest.raises(UsageError, match="fits this node"):
+            only(2).result()
+        monkeypatch.setenv("UDI_NODE_KIND", "mic_knl")
+        assert app(2).result()[0] == only(2).result()[0] == "trixie"
+    with pytest.raises(UsageError, match="'hasswell' is not a kind of node"):
+        image({"hasswell": base_image})
 
 
 def test_one_pull_for_many_tasks(base_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
