@@ -49,6 +49,7 @@ class Config:
         volumes: ``SRC:DST[:ro]`` given to every task: the site's, then the user's, then those of modules.
         modules: what the site offers by name (an MPI library, a GPU driver); ``use_modules`` are the ones in use.
         policy: the site's rules.
+        from_site: the volumes and mirrors that the site's own file names: the policy does not bind these.
         env: set in every task, above everything else; the site's win over the user's.
         backends: mount backends to try, in order.
         idle: seconds that an unused mount is kept for the next task.
@@ -82,6 +83,7 @@ class Config:
     modules: Mapping[str, Module] = field(default_factory=dict)
     use_modules: tuple[str, ...] = ()
     policy: Policy = field(default_factory=Policy)
+    from_site: frozenset[str] = frozenset()
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -147,6 +149,8 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
                 raise ConfigError(
                     f"{path} sets policy", "Only the site's file may.", f"Remove it, or ask who keeps {site}."
                 )
+        if path == site:
+            values["from_site"] = _volumes_and_mirrors(values)
     for variable, key in _ENVIRONMENT.items():
         if environ.get(variable):
             text = environ[variable]
@@ -154,6 +158,13 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
             _set(values, origins, key, value, variable)
     _use_modules(values, origins)
     return Config(**values, origins=origins)
+
+
+def _volumes_and_mirrors(values: dict[str, Any]) -> frozenset[str]:
+    modules: dict[str, Module] = values.get("modules", {})
+    mirrors: dict[str, tuple[str, ...]] = values.get("mirrors", {})
+    groups = (values.get("volumes", ()), *(each.volumes for each in modules.values()), *mirrors.values())
+    return frozenset(text for group in groups for text in group)
 
 
 def _use_modules(values: dict[str, Any], origins: dict[str, str]) -> None:
@@ -204,7 +215,7 @@ def _defaults(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str
         # A runtime directory of a dead login session is still named in the environment of batch jobs.
         "node_dir": os.path.join(runtime, "udi") if runtime and os.path.isdir(runtime) else f"/tmp/udi-{os.getuid()}",  # noqa: S108
     }
-    origins = {each.name: "default" for each in fields(Config) if each.name != "origins"}
+    origins = {each.name: "default" for each in fields(Config) if each.name not in ("origins", "from_site")}
     if scratch:
         origins["store"] = "$SCRATCH"
     return values, origins

@@ -9,6 +9,7 @@ from udi_core.config import Config, load_config
 from udi_core.errors import ImageAbsent
 from udi_core.image_config import Platform
 from udi_core.mount import NodeMounts
+from udi_core.policy import check_reference
 from udi_core.progress import ProgressSink, ignore
 from udi_core.reference import ImageReference
 from udi_core.sandbox import Host, Launch, LaunchSpec, build
@@ -27,12 +28,17 @@ def find(
 
     Raises:
         ImageAbsent: it is not there, and ``pull_missing`` is false.
+        PolicyError: the site does not allow it, whether it is there or not.
     """
     if isinstance(reference, str):
         reference = ImageReference.parse(reference)
+    check_reference(config.policy, reference)
     store = ImageStore(config.store)
     try:
-        return store.lookup(reference, platform)
+        image = store.lookup(reference, platform)
+        if reference.transport == "id" and image.reference:
+            check_reference(config.policy, ImageReference.parse(image.reference))
+        return image
     except ImageAbsent:
         if not pull_missing:
             raise

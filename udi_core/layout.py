@@ -28,11 +28,13 @@ class Mount:
         kind: ``bind``, ``ro-bind``, ``dev-bind``, ``tmpfs`` (private and empty) or ``dev`` (a minimal /dev).
         source: path of the node; "" for ``tmpfs`` and ``dev``.
         origin: what asked for it, for errors.
+        bound: whether the site's policy binds it.
     """
 
     kind: str
     source: str = ""
     origin: str = ""
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)

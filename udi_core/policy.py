@@ -8,17 +8,19 @@ users on paths that it supports, not a wall against a user who starts bubblewrap
 from __future__ import annotations
 
 import os.path
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 
 from udi_core.errors import ConfigError, PolicyError
+from udi_core.tree import is_below, resolve
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
     from typing import Any
 
     from udi_core.reference import ImageReference
+    from udi_core.tree import Tree
     from udi_core.volumes import Volume
 
 
@@ -30,9 +32,11 @@ class Policy:
         registries: ``host/repository`` patterns (``ghcr.io/lab/*``) of which one must match; empty for all.
         denied_registries: patterns of which none may match.
         local_images: whether images may come from files and directories, which no registry vouches for.
-        volume_sources: directories of which one must hold a volume's source; empty for all.
-        denied_sources: directories that must not hold a volume's source.
-        denied_targets: directories of the image over which, and in which, no volume may be mounted.
+        volume_sources: directories of which one must hold a volume's source; empty for all.  The directories that a
+            task sees unasked (its home, its current directory) need not lie there.
+        denied_sources: directories of which a task must not see anything: no volume may lie in one, or hold one.
+        denied_targets: directories of the image over which, and in which, no volume may be mounted, whatever symbolic
+            links of the image lead there.
     """
 
     registries: tuple[str, ...] = ()
@@ -68,8 +72,8 @@ def parse_policy(value: Any, origin: str) -> Policy:
     return Policy(**found)
 
 
-def check_reference(policy: Policy, reference: ImageReference) -> None:
-    """Whether an image may be pulled.
+def check_reference(policy: Policy, reference: ImageReference, mirrors: Iterable[str] = ()) -> None:
+    """Whether an image may be used, and whether it may come from ``mirrors`` that the site did not name.
 
     Raises:
         PolicyError: the site forbids it.
@@ -84,41 +88,68 @@ def check_reference(policy: Policy, reference: ImageReference) -> None:
                 "Push the image to a registry that the site allows: udi config show",
             )
         return
-    name = f"{reference.registry}/{reference.repository}"
-    if policy.registries and not _matches(name, policy.registries):
-        raise PolicyError(
-            f"The site does not allow images from {name}",
-            f"Allowed are: {', '.join(policy.registries)}.",
-            "Push the image to one of these.",
-        )
-    if _matches(name, policy.denied_registries):
-        raise PolicyError(
-            f"The site does not allow images from {name}",
-            f"Denied are: {', '.join(policy.denied_registries)}.",
-            "Use another image, or ask the site.",
-        )
+    for place in (reference.registry, *(each.rpartition("://")[2].rstrip("/") for each in mirrors)):
+        name = f"{place}/{reference.repository}"
+        if policy.registries and not _matches(name, policy.registries):
+            raise PolicyError(
+                f"The site does not allow images from {name}",
+                f"Allowed are: {', '.join(policy.registries)}.",
+                "Push the image to one of these.",
+            )
+        if _matches(name, policy.denied_registries):
+            raise PolicyError(
+                f"The site does not allow images from {name}",
+                f"Denied are: {', '.join(policy.denied_registries)}.",
+                "Use another image, or ask the site.",
+            )
 
 
-def check_volume(policy: Policy, volume: Volume) -> None:
-    """Whether a volume that a user asked for may be mounted.
+def check_source(policy: Policy, volume: Volume, node: Tree) -> None:
+    """Whether what a volume shows of the node may be shown.
 
     Raises:
         PolicyError: the site forbids it.
     """
-    if policy.volume_sources and not _inside(volume.source, policy.volume_sources):
+    if policy.volume_sources and not _lies_in(volume.source, policy.volume_sources, node):
         raise PolicyError(
             f"The site does not allow the volume {volume}",
             f"Sources must lie in: {', '.join(policy.volume_sources)}.",
             "Copy what you need there.",
         )
-    if _inside(volume.source, policy.denied_sources):
-        raise PolicyError(f"The site does not allow the volume {volume}", f"{volume.source} must not be mounted.")
-    if _inside(volume.target, policy.denied_targets):
+    denied = denied_source(policy, volume.source, node)
+    if denied:
         raise PolicyError(
             f"The site does not allow the volume {volume}",
-            f"Nothing may be mounted in: {', '.join(policy.denied_targets)}.",
+            f"It would show {denied}, which must not be mounted.",
+            "Mount what you need beside it.",
+        )
+
+
+def denied_source(policy: Policy, path: str, node: Tree) -> str:
+    """The denied directory that a path lies in, or that it would show; "" if there is none."""
+    if not policy.denied_sources:
+        return ""
+    real = resolve(node, path)
+    return next((each for each in policy.denied_sources if _touch(real, resolve(node, each))), "")
+
+
+def check_target(policy: Policy, what: str, target: str) -> None:
+    """Whether ``what`` may be mounted at a place of the image.
+
+    Raises:
+        PolicyError: the site forbids it.
+    """
+    if denied_target(policy, target):
+        raise PolicyError(
+            f"The site does not allow {what[:1].lower()}{what[1:]}",
+            f"Nothing may be mounted over, or in: {', '.join(policy.denied_targets)}.",
             "Choose another target.",
         )
+
+
+def denied_target(policy: Policy, target: str) -> bool:
+    """Whether a place of the image lies in a denied directory, or would cover one."""
+    return any(_touch(target, os.path.normpath(each)) for each in policy.denied_targets)
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -126,6 +157,12 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, each) or name.startswith(each.rstrip("/") + "/") for each in patterns)
 
 
-def _inside(path: str, directories: tuple[str, ...]) -> bool:
-    real = os.path.realpath(path)  # a symlink in an allowed directory must not lead out of it
-    return any(real == each or real.startswith(each.rstrip("/") + "/") for each in directories)
+def _lies_in(path: str, directories: tuple[str, ...], node: Tree) -> bool:
+    # Resolved on both sides: a symlink in an allowed directory must not lead out of it, and that may itself be one.
+    real = resolve(node, path)
+    return any(is_below(real, resolve(node, each)) for each in directories)
+
+
+def _touch(one: str, other: str) -> bool:
+    """Whether one path lies in the other, or is the same."""
+    return is_below(one, other) or is_below(other, one)

@@ -57,7 +57,8 @@ def pull(
     Raises:
         UdiError: each of the tree's branches; see :mod:`udi_core.errors`.
     """
-    check_reference(config.policy, reference)
+    mirrors = config.mirrors.get(reference.registry, ())
+    check_reference(config.policy, reference, [each for each in mirrors if each not in config.from_site])
     if platform is None and config.platform:
         platform = parse_platform(config.platform)
     pinned = reference.transport == "id" or (reference.transport == "docker" and reference.digest is not None)

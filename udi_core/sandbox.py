@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from udi_core.errors import CommandNotFound, ConfigError, LaunchError, NotExecutable
 from udi_core.layout import Mount, Plan, place, steps
-from udi_core.policy import check_volume
+from udi_core.policy import check_source, check_target, denied_source, denied_target
 from udi_core.programs import require_program
 from udi_core.tree import DiskTree, Tree, View, is_below, resolve
 from udi_core.volumes import Volume
@@ -217,6 +217,9 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
         PolicyError: the site forbids a volume.
     """
     placed = place({**_system(mounted, host), **_volumes(spec, config, host)}, host.image, host.node)
+    for where, mount in placed.items():
+        if mount.bound:  # links of the image, or of another volume, may have led it elsewhere
+            check_target(config.policy, mount.origin, where)
     view = View(host.image, host.node, {target: mount.source for target, mount in placed.items()})
     env = environment(spec, mounted, config, host, view)
     workdir = _workdir(spec, mounted, host, view)
@@ -325,17 +328,19 @@ def _system(mounted: MountedImage, host: Host) -> dict[str, Mount]:
 
 def _volumes(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]:
     """The volumes by target: what is shown unasked, then the configuration's, then the caller's."""
-    for volume in spec.volumes:
-        check_volume(config.policy, volume)
-    asked = [*map(Volume.parse, config.volumes), *spec.volumes, *spec.support]
+    asked = [(Volume.parse(text), text not in config.from_site) for text in config.volumes]
+    asked += [(volume, True) for volume in spec.volumes] + [(volume, False) for volume in spec.support]
     found = {
         target: mount
         for target, mount in _automatic(spec, config, host).items()
-        if not any(is_below(target, volume.target) for volume in asked)
+        if not any(is_below(target, volume.target) for volume, _ in asked)
     }
-    for volume in asked:
-        kind = "ro-bind" if volume.read_only else "bind"
-        found[volume.target] = Mount(kind, volume.source, f"The volume {volume}")
+    for volume, bound in asked:
+        kind, origin = "ro-bind" if volume.read_only else "bind", f"The volume {volume}"
+        if bound:
+            check_source(config.policy, volume, host.node)
+            check_target(config.policy, origin, volume.target)
+        found[volume.target] = Mount(kind, volume.source, origin, bound)
     return found
 
 
@@ -363,7 +368,10 @@ def _automatic(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]
         path = "/" + os.path.normpath(path).lstrip("/")
         if path == "/" or any(is_below(path, each) for each in _IMAGE_OWNED):
             continue
-        if name not in config.automatic or (name == "home" and not spec.home):
+        if denied_target(config.policy, path):
+            continue
+        denied = denied_source(config.policy, path, host.node)
+        if denied or name not in config.automatic or (name == "home" and not spec.home):
             if name in ("home", "tmp"):
                 found[path] = Mount("tmpfs", "", f"The {name} directory")
         elif host.node.kind(resolve(host.node, path)) == "dir":

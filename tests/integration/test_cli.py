@@ -101,6 +101,24 @@ def test_config_show_names_each_values_origin(udi_env: dict[str, str], tmp_path:
     assert wrong.returncode == 78 and "'idle'" in wrong.stderr and str(file) in wrong.stderr
 
 
+def test_the_site_s_policy_is_asked_when_an_image_is_warm(
+    base_image: str, udi_env: dict[str, str], tmp_path: Path
+) -> None:
+    assert udi("run", base_image, "--", "true", env=udi_env).returncode == 0
+    identity = udi("lookup", base_image, env=udi_env).stdout.strip()
+    site, user = tmp_path / "site.yaml", tmp_path / "user.yaml"
+    env = {**udi_env, "UDI_SITE_CONFIG": str(site), "UDI_CONFIG": str(user)}
+    site.write_text("policy: {registries: [ghcr.io]}\n")
+    for reference in (base_image, f"id:{identity}"):
+        check_three_parts(udi("run", reference, "--", "true", env=env), 125, "does not allow images", "ghcr.io")
+    check_three_parts(udi("pull", base_image, env=env), 77, "does not allow images")
+    (tmp_path / "secret").mkdir()
+    site.write_text(f"volumes: ['{tmp_path}/secret:/site']\npolicy: {{denied_sources: ['{tmp_path}/secret']}}\n")
+    assert udi("run", base_image, "--", "test", "-d", "/site", env=env, cwd=tmp_path / "secret").returncode == 0
+    user.write_text(f"volumes: ['{tmp_path}:/mnt']\n")
+    check_three_parts(udi("run", base_image, "--", "true", env=env), 125, "does not allow the volume", "secret")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_names_every_command(shell: str, udi_env: dict[str, str]) -> None:
     script = udi("completion", shell, env=udi_env).stdout

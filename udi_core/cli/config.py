@@ -13,7 +13,7 @@ from udi_core.config import load_config
 def config(arguments: argparse.Namespace) -> int:
     """Run the verb; ``show`` is the only one."""
     found = load_config()
-    values: dict[str, Any] = {key: value for key, value in asdict(found).items() if key != "origins"}
+    values: dict[str, Any] = {key: value for key, value in asdict(found).items() if key not in ("origins", "from_site")}
     if arguments.json:
         json_document({key: {"value": value, "origin": found.origins.get(key, "")} for key, value in values.items()})
     else:

@@ -254,11 +254,63 @@ def test_what_the_caller_asks_for_wins_over_the_configuration() -> None:
     assert not any("ro-bind /data/in" in line for line in lines)
 
 
-def test_the_site_s_policy_is_asked() -> None:
+def test_the_site_s_policy_binds_what_users_ask_for_and_configure() -> None:
     policy = Policy(denied_sources=("/data",))
     with pytest.raises(PolicyError):
         launch(config={"policy": policy}, volumes=(Volume(source="/data/in", target="/x"),))
-    launch(config={"policy": policy, "volumes": ("/data/in:/x",)})
+    with pytest.raises(PolicyError):
+        launch(config={"policy": policy, "volumes": ("/data/in:/x",)})
+    launch(config={"policy": policy, "volumes": ("/data/in:/x",), "from_site": frozenset(["/data/in:/x"])})
+
+
+LINKED = {
+    **NODE,
+    "/mnt/data": "-> ../data",
+    "/srv/deep/secret": "dir",
+    "/srv/way": "-> /srv/deep",
+    "/secret": "-> data",
+}
+
+
+@pytest.mark.parametrize(
+    "source", ["/data", "/data/in", "/mnt/data/in", "/", "/srv", "/srv/deep", "/srv/way", "/secret"]
+)
+def test_a_denied_source_is_not_shown_by_its_parents_or_links(source: str) -> None:
+    policy = Policy(denied_sources=("/secret", "/srv/way/secret"))
+    with pytest.raises(PolicyError) as caught:
+        launch(node=LINKED, config={"policy": policy}, volumes=(Volume(source=source, target="/x"),))
+    assert "secret" in caught.value.details
+
+
+def test_sources_may_be_allowed_by_a_linked_name() -> None:
+    policy = Policy(volume_sources=("/secret",))
+    launch(node=LINKED, config={"policy": policy}, volumes=(Volume(source="/data/in", target="/x"),))
+    with pytest.raises(PolicyError):
+        launch(node=LINKED, config={"policy": policy}, volumes=(Volume(source="/srv/deep", target="/x"),))
+
+
+@pytest.mark.parametrize(
+    "target", ["/usr/lib/site", "/usr/lib/site/x", "/usr", "/lib/site", "/current", "/data/usr/lib"]
+)
+def test_a_denied_target_is_not_covered_by_parents_or_links(target: str) -> None:
+    image = {**DEBIAN, "/usr/lib/site": "dir", "/lib": "-> usr/lib", "/current": "-> usr", "/data": "dir", "/x": "exec"}
+    node = {**NODE, "/data/in/usr": "-> /usr"}
+    volumes = (Volume(source="/data/in", target="/data"), Volume(source="/scratch/ada", target=target))
+    launch(("/x",), image=image, node=node, volumes=volumes)
+    policy = Policy(denied_targets=("/usr/lib/site/",))
+    with pytest.raises(PolicyError, match="scratch"):
+        launch(("/x",), image=image, node=node, config={"policy": policy}, volumes=volumes)
+
+
+def test_what_is_shown_unasked_keeps_to_the_policy() -> None:
+    def shown(**rules: tuple[str, ...]) -> list[str]:
+        return mounts(launch(cwd="/scratch/ada", config={"policy": Policy(**rules)}).argv)
+
+    assert "--bind /scratch/ada /scratch/ada" in shown() and "--bind /home/ada /home/ada" in shown()
+    hidden = shown(denied_sources=("/scratch", "/home/ada"))
+    assert "--tmpfs /home/ada" in hidden and not any("/scratch" in line for line in hidden)
+    assert not any(line.endswith("/scratch/ada") for line in shown(denied_targets=("/scratch",)))
+    assert "--bind /home/ada /home/ada" in shown(volume_sources=("/data",)), "a home is no volume that was asked for"
 
 
 def test_the_caller_s_directories() -> None:
