@@ -17,10 +17,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     install.add_argument("--volume", action="append", default=[], metavar="SRC:DST[:ro]")
     install.add_argument("--env", action="append", default=[], metavar="K=V")
     install.add_argument("--prefix", help="install below this directory, not for the user alone")
-    install.add_argument("--no-pull", action="store_true", help="leave pulling to the kernel's first start")
+    install.add_argument(
+        "--no-pull", action="store_true", help="leave pulling, and finding ipykernel, to the first start"
+    )
     verbs.add_parser("list", help="the kernels that run in images")
     remove = verbs.add_parser("remove", help="remove kernels")
-    remove.add_argument("names", nargs="+", metavar="NAME")
+    remove.add_argument("names", nargs="*", metavar="NAME")
+    remove.add_argument("--lent", action="store_true", help="also delete the ipykernels that were lent to images")
 
 
 KERNEL = Command(help="Jupyter kernels inside images", arguments=_arguments, run="udi_jupyter.commands:kernel")
@@ -36,13 +39,14 @@ def kernel(arguments: argparse.Namespace) -> int:
         for each in kernelspec.installed():
             print(f"{each.name}  {each.settings.image}  {each.display_name}")
     else:
-        for name in arguments.names:
-            print(f"removed {kernelspec.remove(name).directory}")
+        return _remove(arguments)
     return 0
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    from udi_core import UsageError, find, lazy_progress, load_config
+    from udi_core import UsageError, lazy_progress
+    from udi_jupyter.inside import inside
+    from udi_jupyter.ipykernel import provide
     from udi_jupyter.kernelspec import KernelSettings, install
 
     for each in arguments.env:
@@ -56,9 +60,31 @@ def _install(arguments: argparse.Namespace) -> int:
             "env": dict(each.split("=", 1) for each in arguments.env),
         }
     )
+    encrypts = False
     if not arguments.no_pull:
-        with lazy_progress() as progress:
-            find(settings.image, load_config(), progress=progress)
-    made = install(settings, name=arguments.name, display_name=arguments.display_name, prefix=arguments.prefix)
+        with lazy_progress() as progress, inside(settings, progress=progress) as image:
+            encrypts = provide(image, progress).encrypts
+    made = install(
+        settings,
+        name=arguments.name,
+        display_name=arguments.display_name,
+        prefix=arguments.prefix,
+        encrypts=encrypts,
+    )
     print(f"installed {made.name} in {made.directory}")
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from udi_core import UsageError
+    from udi_jupyter import kernelspec
+    from udi_jupyter.ipykernel import remove_lent
+
+    if not arguments.names and not arguments.lent:
+        raise UsageError("Which kernels?", "", "List them: udi kernel list")
+    for name in arguments.names:
+        print(f"removed {kernelspec.remove(name).directory}")
+    if arguments.lent:
+        for kind in remove_lent():
+            print(f"removed the ipykernel lent to {kind}")
     return 0

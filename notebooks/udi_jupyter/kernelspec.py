@@ -20,6 +20,10 @@ from udi_core import ImageReference, UsageError, Volume
 
 PROVISIONER = "udi-provisioner"
 
+#: The beginning of a kernelspec's argv; the provisioner puts the image's Python and ipykernel in its place.
+#: Jupyter rewrites an argv[0] that is called "python3" to its own interpreter, hence the name.
+START = ("udi-python", "-m", "ipykernel_launcher")
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -83,27 +87,30 @@ def default_name(image: str) -> str:
     return "udi-" + re.sub(r"[^a-z0-9._-]+", "-", short.lower().rpartition("/")[2]).strip("-.")
 
 
-def kernel_json(settings: KernelSettings, display_name: str) -> dict[str, Any]:
-    """The contents of ``kernel.json``."""
+def kernel_json(settings: KernelSettings, display_name: str, *, encrypts: bool = False) -> dict[str, Any]:
+    """The contents of ``kernel.json``; ``encrypts`` tells Jupyter that the kernel can (``transport_encryption``)."""
     config = {key: value for key, value in asdict(settings).items() if value}
     return {
-        # Jupyter rewrites argv[0] to its own interpreter if it is called "python3"; the provisioner
-        # puts the image's Python in the place of this name.
-        "argv": ["udi-python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "argv": [*START, "-f", "{connection_file}"],
         "display_name": display_name,
         "language": "python",
         # A signal would reach bwrap, and not every image's shell or Python start-up passes it on.
         "interrupt_mode": "message",
         "metadata": {
             "debugger": True,
-            "supported_encryption": "curve",
+            **({"supported_encryption": "curve"} if encrypts else {}),
             "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config},
         },
     }
 
 
 def install(
-    settings: KernelSettings, *, name: str | None = None, display_name: str | None = None, prefix: str | None = None
+    settings: KernelSettings,
+    *,
+    name: str | None = None,
+    display_name: str | None = None,
+    prefix: str | None = None,
+    encrypts: bool = False,
 ) -> InstalledKernel:
     """Write a kernelspec, in the place of one of the same name; for the user, or under ``prefix``.
 
@@ -122,7 +129,7 @@ def install(
     display_name = display_name or f"Python in {ImageReference.parse(settings.image).short} (UDI)"
     with tempfile.TemporaryDirectory() as staging:
         with open(os.path.join(staging, "kernel.json"), "w") as file:
-            json.dump(kernel_json(settings, display_name), file, indent=1)
+            json.dump(kernel_json(settings, display_name, encrypts=encrypts), file, indent=1)
         directory = KernelSpecManager().install_kernel_spec(staging, name, user=prefix is None, prefix=prefix)
     return InstalledKernel(name=name, display_name=display_name, directory=directory, settings=settings)
 

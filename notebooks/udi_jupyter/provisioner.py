@@ -15,24 +15,10 @@ from typing import Any
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Dict, List, Unicode
 
-from udi_core import (
-    Host,
-    ImageStore,
-    LaunchSpec,
-    NodeMounts,
-    Progress,
-    StoredImage,
-    UdiError,
-    UnsupportedImage,
-    Volume,
-    build,
-    find,
-    load_config,
-    run,
-)
-from udi_jupyter.kernelspec import KernelSettings
-
-_HAS_IPYKERNEL = "import importlib.util as u, sys; sys.exit(u.find_spec('ipykernel') is None)"
+from udi_core import UdiError, UnsupportedImage, Volume, lazy_progress
+from udi_jupyter.inside import inside
+from udi_jupyter.ipykernel import provide
+from udi_jupyter.kernelspec import START, KernelSettings
 
 
 class UdiProvisioner(LocalProvisioner):
@@ -59,45 +45,42 @@ class UdiProvisioner(LocalProvisioner):
         except UdiError as error:
             raise RuntimeError(str(error)) from error
 
+    @property
+    def settings(self) -> KernelSettings:
+        """What the kernelspec says, checked."""
+        names = KernelSettings.__dataclass_fields__
+        return KernelSettings.parse({name: getattr(self, name) for name in names if getattr(self, name)})
+
     def _enter_image(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         self._leave_image()
-        names = KernelSettings.__dataclass_fields__
-        settings = KernelSettings.parse({name: getattr(self, name) for name in names if getattr(self, name)})
-        environ = dict(kwargs["env"])
-        config = load_config(environ)
-        image = find(settings.image, config, progress=self._show)
-        python = settings.python or _python(image)
         manager: Any = self.parent
+        # The connection file must be there at the path that Jupyter knows.
         runtime = os.path.dirname(os.path.realpath(manager.connection_file))
-        with contextlib.ExitStack() as resources:
-            mounted = resources.enter_context(NodeMounts(config, ImageStore(config.store)).mount(image, self._show))
-
-            def launch(*command: str) -> Any:
-                spec = LaunchSpec(
-                    command=command,
-                    # The connection file must be there at the path that Jupyter knows.
-                    volumes=(Volume(source=runtime, target=runtime), *map(Volume.parse, settings.volumes)),
-                    env=settings.env,
-                    environ=environ,
-                    cwd=str(kwargs.get("cwd") or os.getcwd()),
-                    die_with_parent=True,
-                )
-                return build(spec, mounted, config, Host.observe(mounted, environ=environ, cwd=spec.cwd))
-
-            check = launch(python, "-c", _HAS_IPYKERNEL)
-            if run(check.argv, env=check.env, pass_fds=check.pass_fds, check=False).returncode:
+        # Standard error is the terminal of jupyter console and nbclient, and the log of a server.
+        with lazy_progress() as progress, contextlib.ExitStack() as resources:
+            image = inside(self.settings, progress=progress, environ=kwargs["env"], cwd=kwargs.get("cwd"))
+            kernel = resources.enter_context(image)
+            ipykernel = provide(kernel, progress)
+            # jupyter_client before 8.9 has no encryption.
+            if getattr(manager, "curve_publickey", None) is not None and not ipykernel.encrypts:
                 raise UnsupportedImage(
-                    f"{settings.image} has no ipykernel",
-                    f"{python} in the image cannot import it.",
-                    "Add it to the image: pip install ipykernel",
+                    f"The ipykernel of {self.image} cannot encrypt its connection",
+                    "A newer one can; this Jupyter asks for it (transport_encryption).",
+                    "Upgrade it in the image: pip install --upgrade ipykernel",
                 )
-            chosen = launch(python, *kwargs["cmd"][1:])
+            launch = kernel.launch(
+                kernel.python,
+                *ipykernel.start,
+                *kwargs["cmd"][len(START) :],
+                volumes=(Volume(source=runtime, target=runtime),),
+                support=ipykernel.support,
+            )
             self._resources = resources.pop_all()
         # Jupyter sets JPY_PARENT_PID after this method, and a kernel whose parent is bwrap takes another parent
         # for the death of the server and leaves.
-        kwargs["cmd"] = ["/usr/bin/env", "--unset=JPY_PARENT_PID", *chosen.argv]
-        kwargs["env"] = dict(chosen.env)
-        kwargs["pass_fds"] = chosen.pass_fds
+        kwargs["cmd"] = ["/usr/bin/env", "--unset=JPY_PARENT_PID", *launch.argv]
+        kwargs["env"] = dict(launch.env)
+        kwargs["pass_fds"] = launch.pass_fds
         return kwargs
 
     async def cleanup(self, restart: bool = False) -> None:
@@ -109,20 +92,3 @@ class UdiProvisioner(LocalProvisioner):
         if self._resources is not None:
             self._resources.close()
             self._resources = None
-
-    def _show(self, event: Progress) -> None:
-        """Long work goes to the log of whoever starts the kernel."""
-        if event.total and event.done == event.total:
-            self.log.info("udi: %s %s: done", event.phase, event.item)
-        else:
-            self.log.debug("udi: %s %s: %d of %s %s", event.phase, event.item, event.done, event.total, event.note)
-
-
-def _python(image: StoredImage) -> str:
-    if image.python is None:
-        raise UnsupportedImage(
-            f"{image.reference} has no Python 3",
-            "None was found along the image's PATH.",
-            "Name it: udi kernel install --python PATH; or use another image.",
-        )
-    return image.python.path

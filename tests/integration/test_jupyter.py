@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -42,20 +43,39 @@ def environment(udi_env: dict[str, str], store: str, monkeypatch: pytest.MonkeyP
     return env
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
-def client(environment: Mapping[str, str], kernel_image: str, tmp_path: Path) -> Iterator[Any]:
-    install(KernelSettings(image=kernel_image, env={"FROM_SPEC": "yes"}), name="in-image")
-    manager = KernelManager(kernel_name="in-image")
+def lent(cache: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where lent packages are kept: one directory for the module, since pip takes its time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    return os.path.join(cache, "udi", "jupyter")
+
+
+@contextlib.contextmanager
+def kernel(name: str) -> Iterator[Any]:
+    """A client of a running kernel; its manager is ``client.manager``."""
+    manager = KernelManager(kernel_name=name)
     manager.start_kernel()
     client = manager.client()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=120)
         client.manager = manager
         yield client
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def client(environment: Mapping[str, str], kernel_image: str) -> Iterator[Any]:
+    install(KernelSettings(image=kernel_image, env={"FROM_SPEC": "yes"}), name="in-image")
+    with kernel("in-image") as client:
+        yield client
 
 
 def evaluate(client: Any, code: str, timeout: float = 30, **options: Any) -> str:
@@ -82,12 +102,14 @@ def test_a_cell_sees_the_image_and_the_working_directory(client: Any, tmp_path: 
 
 def test_interrupt_restart_and_shutdown(client: Any) -> None:
     manager = client.manager
-    message = client.execute("import time\nfor _ in range(600): time.sleep(0.1)")
-    evaluate_started = client.get_iopub_msg(timeout=10)
-    assert evaluate_started
+    message = client.execute("import time\nprint('started', flush=True)\nfor _ in range(6000): time.sleep(0.1)")
+    # A kernel that only says "busy" cannot be interrupted yet.
+    while client.get_iopub_msg(timeout=60)["msg_type"] != "stream":
+        pass
     manager.interrupt_kernel()
-    assert client.get_shell_msg(timeout=20)["content"]["ename"] == "KeyboardInterrupt"
-    assert message
+    while (reply := client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != message:
+        pass
+    assert reply["content"]["ename"] == "KeyboardInterrupt"
     evaluate(client, "kept = 1")
     manager.restart_kernel(now=False)
     client.wait_for_ready(timeout=60)
@@ -97,10 +119,27 @@ def test_interrupt_restart_and_shutdown(client: Any) -> None:
     assert not provisioner.has_process
 
 
-def test_an_image_without_ipykernel_says_so(environment: Mapping[str, str]) -> None:
-    install(KernelSettings(image=f"oci:{images.image('base').path}:latest"), name="without")
-    with pytest.raises(RuntimeError, match="has no ipykernel"):
-        KernelManager(kernel_name="without").start_kernel()
+def test_ipykernel_is_lent_to_an_image_without_it(
+    environment: dict[str, str], lent: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    install(KernelSettings(image=f"oci:{images.image('numeric').path}:latest"), name="without")
+    with kernel("without") as client:
+        assert "Downloading ipykernel for Python 3.11" in capfd.readouterr().err
+        code = "import sys, ipykernel, subprocess\nprint(ipykernel.__file__, sys.path.index('/.udi/jupyter'))\n"
+        code += "print(subprocess.run([sys.executable, '-c', 'import ipykernel']).returncode)"
+        place, *_, child = evaluate(client, code).split()
+        assert place.startswith("/.udi/jupyter/") and child == "1", "programs of the notebook see the image's own"
+        assert "Read-only" in evaluate(client, "!touch /.udi/jupyter/x")
+    assert os.listdir(lent) == [f"cpython-311-glibc2.36-{os.uname().machine}"]
+
+
+def test_an_image_that_cannot_run_a_lent_ipykernel_says_why(environment: Mapping[str, str], lent: str) -> None:
+    install(KernelSettings(image=f"oci:{images.image('base').path}:latest"), name="bare")
+    with pytest.raises(RuntimeError, match=r"has no ipykernel(.|\n)*libstdc\+\+(.|\n)*pip install ipykernel"):
+        KernelManager(kernel_name="bare").start_kernel()
+    install(KernelSettings(image=f"oci:{images.image('nopython').path}:latest"), name="no-python")
+    with pytest.raises(RuntimeError, match="has no Python 3"):
+        KernelManager(kernel_name="no-python").start_kernel()
 
 
 def test_the_command_installs_lists_and_removes(environment: dict[str, str], kernel_image: str) -> None:
@@ -118,3 +157,4 @@ def test_the_command_installs_lists_and_removes(environment: dict[str, str], ker
     assert not os.path.exists(kernel.directory)
     assert udi("remove", "mine").returncode == 2
     assert udi("install", "--image", kernel_image, "--name", "No Such Name").returncode == 2
+    assert udi("remove").returncode == 2
