@@ -209,6 +209,8 @@ def _home(environ: Mapping[str, str]) -> str:
 
 def _defaults(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     scratch, runtime = environ.get("SCRATCH"), environ.get("XDG_RUNTIME_DIR")
+    if environ.get("SLURM_JOB_ID"):
+        runtime = None  # a login session's: it goes when the user logs out, and prolog and epilog never know it
     data = environ.get("XDG_DATA_HOME") or os.path.join(_home(environ), ".local", "share")
     values: dict[str, Any] = {
         "store": os.path.join(scratch or data, "udi"),

@@ -42,6 +42,15 @@ class Slurm:
     local: str
     nodes: tuple[str, ...]
 
+    def pid(self, node: str) -> int:
+        """The process of a node's slurmd."""
+        return int(Path(self.conf).with_name(f"slurmd-{node}.pid").read_text())
+
+    def on_node(self, node: str, *argv: str) -> str:
+        """The output of a program that runs on a node, but not in a job: as an administrator would look at it."""
+        inside = ["nsenter", f"--target={self.pid(node)}", "--mount", "--uts", "--wd=/"]
+        return subprocess.run([*inside, *argv], env=self.env, capture_output=True, text=True, check=True).stdout
+
     @property
     def env(self) -> dict[str, str]:
         """The caller's environment with ``SLURM_CONF`` set and no trace of another allocation."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from dataclasses import asdict
 
 from udi_core.cli.show import json_document, lazy_progress, table
 from udi_core.config import load_config
+from udi_core.hold import Holds, check_job
 from udi_core.launch import find
 from udi_core.mount import NodeMounts
 from udi_core.store import ImageStore
@@ -17,23 +19,44 @@ def node(arguments: argparse.Namespace) -> int:
     """Run the verb."""
     config = load_config()
     mounts = NodeMounts(config, ImageStore(config.store))
+    holds = Holds(config)
     if arguments.verb == "status":
         states = mounts.status()
+        held = holds.jobs()
+        jobs = {state.root: [job for job, roots in held.items() if state.root in roots] for state in states}
         if arguments.json:
-            json_document([asdict(state) for state in states])
+            json_document([{**asdict(state), "held_by": jobs[state.root]} for state in states])
         else:
             rows = [
-                [state.digest[7:19], state.backend, f"{time.time() - state.mounted:.0f} s", state.reference]
+                [
+                    state.digest[7:19],
+                    state.backend,
+                    f"{time.time() - state.mounted:.0f} s",
+                    _jobs(jobs[state.root]),
+                    state.reference,
+                ]
                 for state in states
             ]
-            table(["IMAGE ID", "BACKEND", "SINCE", "REFERENCE"], rows)
+            table(["IMAGE ID", "BACKEND", "SINCE", "HELD BY", "REFERENCE"], rows)
     elif arguments.verb == "warm":
+        job = arguments.job or os.environ.get("SLURM_JOB_ID", "")
+        hold = arguments.hold or arguments.job is not None
+        if hold:
+            check_job(job)
         with lazy_progress() as progress:
             for reference in arguments.references:
                 image = find(reference, config, pull_missing=not arguments.no_pull, progress=progress)
                 with mounts.mount(image, progress) as mounted:
+                    if hold:
+                        holds.hold(mounted, job, os.environ)
                     print(f"{image.digest[7:19]}  {mounted.backend}  {reference}")
     else:
+        # Without a job only what is dead goes: the holds of a job that runs are that job's.
+        holds.release(None if arguments.all else arguments.job or os.environ.get("SLURM_JOB_ID", ""))
         for digest in mounts.clean():
             print(f"unmounted {digest}")
     return 0
+
+
+def _jobs(jobs: list[str]) -> str:
+    return ", ".join(f"job {job}" for job in jobs) or "-"

@@ -125,7 +125,12 @@ def _node(parser: Parser) -> None:
     warm = verbs.add_parser("warm", help="pull and mount images before tasks need them")
     warm.add_argument("references", nargs="+", metavar="REF")
     warm.add_argument("--no-pull", action="store_true", help="fail if an image is not in the store")
-    verbs.add_parser("clean", help="unmount all images that no task uses")
+    warm.add_argument("--hold", action="store_true", help="keep them mounted until the Slurm job ends")
+    warm.add_argument("--job", metavar="ID", help="hold them for this job, from outside of it (prolog)")
+    clean = verbs.add_parser("clean", help="unmount all images that no task uses and no other job holds")
+    which = clean.add_mutually_exclusive_group()
+    which.add_argument("--job", metavar="ID", help="the job whose holds end; default: $SLURM_JOB_ID")
+    which.add_argument("--all", action="store_true", help="end the holds of all jobs")
 
 
 def _login(parser: Parser) -> None:
