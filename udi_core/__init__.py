@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from udi_core._process import spawn as spawn
     from udi_core.agent import host as _host
     from udi_core.agent import in_image as _in_image
+    from udi_core.agent.arguments import pack_arguments as pack_arguments
     from udi_core.agent.function import MAGIC as MAGIC
     from udi_core.agent.function import NotPortable as NotPortable
     from udi_core.agent.function import specify as specify
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     pack, unpack = _in_image.dumps, _in_image.loads
 
 _EXPORTS = {
+    "agent.arguments": "pack_arguments",
     "agent.function": "MAGIC NotPortable specify",
     "agent.host": "Agent AgentLost AgentPool kill_tree",
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import pickle
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from parsl.executors import HighThroughputExecutor
 from parsl.serialize.errors import SerializationError
 
-from udi_core import MAGIC, NotPortable, pack, specify
+from udi_core import MAGIC, NotPortable, pack_arguments, specify
 from udi_parsl.images import KEYWORD, RESOLVER, Surroundings, TaskImage, Wish, frozen, task_image
 from udi_parsl.results import SUBMITTER
 from udi_parsl.shipped import PACKED, ImageCommand, ImageFunction
@@ -114,13 +113,8 @@ def _packed(func: ImageFunction, image: TaskImage, args: tuple[Any, ...], kwargs
     same = all(each.magic == MAGIC.hex() for each in image.choices)
     # Protocol 5 came with Python 3.8; with several images the oldest decides.
     newest = min((int(each.version.partition(".")[2] or 8) for each in image.choices), default=8) >= 8
-    module: Any = pickle
-    if same:
-        import cloudpickle
-
-        module = cloudpickle
     try:
-        parts = pack((args, rest), module, 5 if newest else 4)
+        parts = pack_arguments((args, rest), func.specification, same=same, protocol=5 if newest else 4)
     except Exception as error:
         raise SerializationError(func.__name__) from error
     return {**kept, KEYWORD: frozen(image), PACKED: [bytes(part) for part in parts]}

@@ -26,7 +26,7 @@ from udi_core import (
     build,
     kill_tree,
     load_config,
-    pack,
+    pack_arguments,
     spawn,
 )
 from udi_parsl.images import Choice, TaskImage, choose
@@ -59,24 +59,12 @@ def run_function(
         )
     with agent(image, choice) as found:
         if packed is None:
-            module, same = _pickler(specification, found)
-            packed = pack((args, kwargs), module, 5 if same else min(5, found.protocol))
+            same = found.magic == specification["magic"]
+            packed = pack_arguments((args, kwargs), specification, same=same, protocol=found.protocol)
         answer = found.call(specification, packed, image.workdir or os.getcwd(), _variables())
     if answer[0] == b"ok":
         return Sealed(open_result, answer[1:])
     return Sealed(open_error, answer)
-
-
-def _pickler(specification: dict[str, Any], found: Agent) -> tuple[Any, bool]:
-    """cloudpickle for an agent on the same Python, which may get bytecode; else pickle."""
-    import pickle
-
-    if found.magic == specification["magic"]:
-        with contextlib.suppress(ImportError):
-            import cloudpickle
-
-            return cloudpickle, True
-    return pickle, False
 
 
 def _variables() -> dict[str, str] | None:

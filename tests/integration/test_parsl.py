@@ -402,3 +402,22 @@ def test_one_pull_for_many_tasks(base_image: str, tmp_path: Path, monkeypatch: p
     store = ImageStore(load_config().store)
     assert len(list(store.images())) == 1
     assert pull(ImageReference.parse(base_image), store, load_config()).digest == next(store.images()).digest
+
+
+class Track:
+    """Of the user's script: no image has it."""
+
+    def __init__(self, points: list[int]) -> None:
+        self.points = points
+
+    def moved(self, by: int) -> Track:
+        return type(self)([each + by for each in self.points])
+
+
+def move(track: Any, by: int = OFFSET) -> Any:
+    return track.moved(by)
+
+
+def test_classes_of_the_script_as_arguments_and_results(executor: None, base_image: str) -> None:
+    moved = image(base_image)(python_app(move))(Track([1, 2])).result()
+    assert type(moved) is Track and moved.points == [41, 42]

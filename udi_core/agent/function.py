@@ -15,11 +15,12 @@ import inspect
 import io
 import pickle
 import pickletools
-import sys
 import textwrap
 import types
 from collections.abc import Callable
 from typing import Any
+
+from udi_core.agent.arguments import by_value
 
 #: This Python's bytecode version.
 MAGIC = importlib.util.MAGIC_NUMBER
@@ -34,8 +35,8 @@ class NotPortable(Exception):
 def specify(function: Callable[..., Any]) -> dict[str, Any]:
     """The specification of a function: plain values only.
 
-    Keys: ``id`` (equal for equal functions), ``name``, ``magic``, ``bytecode`` (by cloudpickle, or None), ``source``
-    (or None), ``problem`` (why there is no source, or "").
+    Keys: ``id`` (equal for equal functions), ``name``, ``module``, ``magic``, ``bytecode`` (by cloudpickle, or None),
+    ``source`` (or None), ``problem`` (why there is no source, or "").
     """
     function = inspect.unwrap(function)
     name = getattr(function, "__name__", type(function).__name__)
@@ -55,6 +56,7 @@ def specify(function: Callable[..., Any]) -> dict[str, Any]:
     return {
         "id": state.hexdigest(),
         "name": name,
+        "module": function.__module__,
         "magic": MAGIC,
         "bytecode": bytecode,
         "source": source,
@@ -64,18 +66,8 @@ def specify(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _by_value(function: Callable[..., Any]) -> bytes:
     """The function with its code: by reference it would need its module in the image."""
-    import cloudpickle
-
-    module = sys.modules.get(function.__module__)
-    by_reference = module is not None and function.__module__ != "__main__"
-    if by_reference:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        data: bytes = cloudpickle.dumps(function, protocol=4)
-        return data
-    finally:
-        if by_reference:
-            cloudpickle.unregister_pickle_by_value(module)
+    data: bytes = by_value(function, (function.__module__,), 4)[0]
+    return data
 
 
 def _source(function: Any, seen: set[Any]) -> _Source:

@@ -178,19 +178,38 @@ def call(request: "Any", parts: "Sequence[Any]", python: str) -> "list[Any]":
     except BaseException as error:
         return [pickle.dumps(("error", describe(error, python)), protocol=4)]
     try:
-        module = pickle
-        if spec["magic"] == MAGIC_NUMBER:
-            try:
-                import cloudpickle as module  # type: ignore[no-redef]  # for results of classes that only the caller's script defines
-            except ImportError:
-                pass
-        return [b"ok"] + dumps(result, module, protocol)
+        try:
+            parts = dumps(result, pickle, protocol)
+        except Exception:
+            if spec["magic"] != MAGIC_NUMBER:
+                raise
+            parts = [_with_code(result, ("__main__", _specifications[spec["id"]]["module"]))]
+        return [b"ok"] + parts
     except BaseException as error:
         text = "the result of %r cannot be pickled: %s: %s" % (spec["name"], type(error).__name__, error)
         try:
             raise AgentError(text) from error
         except AgentError as wrapped:
             return [pickle.dumps(("error", describe(wrapped, python)), protocol=4)]
+
+
+def _with_code(value: "Any", own: "tuple[str, ...]") -> bytes:
+    """A value pickled by cloudpickle for the same Python; what the caller's script defines, by its name there."""
+    import io
+    import pkgutil
+
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, value: "Any") -> "Any":
+            named = isinstance(value, (type, types.FunctionType)) and "<" not in value.__qualname__
+            if named and value.__module__ in own:  # not <locals>, no <lambda>
+                return pkgutil.resolve_name, ("%s:%s" % (value.__module__, value.__qualname__),)
+            return super().reducer_override(value)
+
+    file = io.BytesIO()
+    Pickler(file, 4).dump(value)
+    return file.getvalue()
 
 
 def spawn(request: "Any", requests: int, environ: "dict[str, str]") -> int:

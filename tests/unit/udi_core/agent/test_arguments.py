@@ -1,0 +1,49 @@
+"""Arguments for an agent: by the C pickler where that does, else with the code of what the script defines."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from udi_core import pack_arguments, specify, unpack
+
+
+class Point:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+
+def twice(value: int) -> int:
+    return 2 * value
+
+
+def packed(value: Any, *, same: bool = True, protocol: int = 5) -> list[Any]:
+    return pack_arguments(value, specify(twice), same=same, protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_plain_values_are_pickled_as_pickle_does(protocol: int) -> None:
+    value = ((1, "two", b"three", [4.0, {"five": None}]), {})
+    assert packed(value, protocol=protocol) == [pickle.dumps(value, protocol)]
+
+
+@pytest.mark.parametrize("value", [Point(3), Point, twice, lambda: 4, [Point(1)]])
+def test_what_the_script_defines_goes_by_value(value: Any) -> None:
+    (part,) = packed(value)
+    assert b"cloudpickle" in part
+    assert type(unpack([part])) is type(value)
+    assert __name__ not in cloudpickle.list_registry_pickle_by_value()
+
+
+def test_classes_of_the_script_keep_their_identity() -> None:
+    (part,) = packed((Point(1), Point(2)))
+    one, two = unpack([part])
+    assert type(one) is type(two) is Point
+
+
+def test_what_cannot_be_pickled_raises() -> None:
+    with pytest.raises(TypeError, match="generator"):
+        packed(each for each in ())
