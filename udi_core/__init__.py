@@ -56,17 +56,17 @@ if TYPE_CHECKING:
     from udi_core.errors import UdiError as UdiError
     from udi_core.errors import UnsupportedImage as UnsupportedImage
     from udi_core.errors import UsageError as UsageError
+    from udi_core.image_config import Platform as Platform
     from udi_core.launch import enter as enter
     from udi_core.launch import find as find
-    from udi_core.manifest import Platform as Platform
-    from udi_core.manifest import host_platform as host_platform
-    from udi_core.manifest import parse_platform as parse_platform
     from udi_core.mount import MountedImage as MountedImage
     from udi_core.mount import NodeMounts as NodeMounts
     from udi_core.node_kind import ancestry as ancestry
     from udi_core.node_kind import check_kind as check_kind
     from udi_core.node_kind import choose_kind as choose_kind
     from udi_core.node_kind import parse_kinds as parse_kinds
+    from udi_core.platforms import host_platform as host_platform
+    from udi_core.platforms import parse_platform as parse_platform
     from udi_core.progress import Progress as Progress
     from udi_core.progress import ProgressSink as ProgressSink
     from udi_core.progress import ignore as ignore
@@ -101,9 +101,10 @@ _EXPORTS = {
         " ToolFailed ToolMissing UdiError UnsupportedImage UsageError"
     ),
     "launch": "enter find",
-    "manifest": "Platform host_platform parse_platform",
+    "image_config": "Platform",
     "mount": "MountedImage NodeMounts",
     "node_kind": "ancestry check_kind choose_kind parse_kinds",
+    "platforms": "host_platform parse_platform",
     "progress": "Progress ProgressSink ignore",
     "pull": "pull",
     "reference": "ImageReference",

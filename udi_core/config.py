@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 
-from udi_core.errors import ConfigError
+from udi_core.errors import ConfigError, UsageError
 from udi_core.policy import Policy, parse_policy
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
@@ -95,18 +95,18 @@ _KEYS: dict[str, str] = {
     "insecure_registries": "strings",
     "ca_file": "path",
     "auth_file": "path",
-    "platform": "string",
-    "compression": "string",
+    "platform": "platform",
+    "compression": "compression",
     "compression_level": "integer",
-    "block_size": "size",
+    "block_size": "block",
     "memory": "size",
     "max_entries": "integer",
     "max_size": "size",
     "max_ratio": "integer",
-    "automatic": "strings",
+    "automatic": "directories",
     "volumes": "strings",
     "env": "mapping",
-    "backends": "strings",
+    "backends": "backends",
     "idle": "seconds",
     "shared_node_dir": "path",
     "strict_modes": "boolean",
@@ -126,6 +126,7 @@ _ENVIRONMENT = {
     "UDI_IDLE": "idle",
     "UDI_MODULES": "use_modules",
 }
+_LISTS = frozenset({"backends", "directories", "strings"})  # commas separate them in a variable
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -154,7 +155,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     for variable, key in _ENVIRONMENT.items():
         if environ.get(variable):
             text = environ[variable]
-            value = [part for part in text.split(",") if part] if _KEYS[key] == "strings" else text
+            value = [part for part in text.split(",") if part] if _KEYS[key] in _LISTS else text
             _set(values, origins, key, value, variable)
     _use_modules(values, origins)
     return Config(**values, origins=origins)
@@ -236,7 +237,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     try:
         # libyaml's loader, where PyYAML was built with it, is ten times as fast.
         found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
         raise ConfigError(
             f"The configuration file {path} is not YAML", str(error), "Check indentation and quotes."
         ) from error
@@ -271,7 +272,18 @@ def _set(values: dict[str, Any], origins: dict[str, str], key: str, value: Any, 
 def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("a text is needed")
+    if "\0" in value:
+        raise ValueError("it holds a NUL byte")
     return value
+
+
+def _platform(value: Any) -> str:
+    from udi_core.platforms import parse_platform
+
+    try:
+        return str(parse_platform(_string(value)))
+    except UsageError as error:
+        raise ValueError(error.hint) from error
 
 
 def _path(value: Any) -> str:
@@ -289,16 +301,36 @@ def _strings(value: Any) -> tuple[str, ...]:
     return tuple(_string(each) for each in value)
 
 
+def _some_of(*known: str) -> Callable[[Any], tuple[str, ...]]:
+    def check(value: Any) -> tuple[str, ...]:
+        found = _strings(value)
+        if unknown := [each for each in found if each not in known]:
+            raise ValueError(f"{unknown[0]!r} is not one of {', '.join(known)}")
+        return found
+
+    return check
+
+
+def _one_of(*known: str) -> Callable[[Any], str]:
+    return lambda value: _some_of(*known)([value])[0]
+
+
 def _mapping(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise TypeError("a mapping is needed")
-    return {_string(key): str(each) for key, each in value.items()}
+    if wrong := [key for key, each in value.items() if not isinstance(each, (str, int, float))]:
+        raise TypeError(f"{wrong[0]} needs a text")
+    return {_string(key): _string(str(each)) for key, each in value.items()}
 
 
 def _mirrors(value: Any) -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict):
         raise TypeError("a mapping of registries to lists of URLs is needed")
-    return {_string(key): _strings([each] if isinstance(each, str) else each) for key, each in value.items()}
+    found = {_string(key): _strings([each] if isinstance(each, str) else each) for key, each in value.items()}
+    for url in (each for urls in found.values() for each in urls):
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} does not begin with http:// or https://")
+    return found
 
 
 def _modules(value: Any) -> dict[str, Module]:
@@ -313,23 +345,38 @@ def _modules(value: Any) -> dict[str, Module]:
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, bool):
-        raise TypeError("a number is needed")
-    return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError("a whole number is needed")
+    return _positive(value)
+
+
+def _positive(value: int) -> int:
+    if not 0 <= value < 1 << 63:
+        raise ValueError("it must be neither negative nor beyond 64 bits")
+    return value
 
 
 def _size(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
+    if isinstance(value, int):
+        return _integer(value)
     text = _string(value).strip().upper().removesuffix("IB").removesuffix("B")
     number, unit = (text[:-1], text[-1]) if text[-1:] in ("K", "M", "G", "T") else (text, "")
-    return int(number) * _UNITS[unit]
+    return _positive(int(number) * _UNITS[unit])
+
+
+def _block(value: Any) -> int:
+    size = _size(value)
+    if size.bit_count() != 1 or not 4096 <= size <= 1 << 20:
+        raise ValueError("a power of two from 4K to 1M is needed (mksquashfs(1), -b)")
+    return size
 
 
 def _seconds(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError("a number is needed")
     seconds = float(value)
-    if seconds < 0:
-        raise ValueError("it must not be negative")
+    if not 0 <= seconds <= 1e9:
+        raise ValueError("a number of seconds is needed, 0 or more")
     return seconds
 
 
@@ -340,8 +387,12 @@ def _boolean(value: Any) -> bool:
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
+    "backends": _some_of("kernel", "fuse", "namespace", "extract"),
+    "block": _block,
     "boolean": _boolean,
-    "string": _string,
+    "compression": _one_of("gzip", "lz4", "lzo", "xz", "zstd"),
+    "directories": _some_of("home", "tmp", "scratch", "tmpdir", "cwd"),
+    "platform": _platform,
     "path": _path,
     "strings": _strings,
     "mapping": _mapping,

@@ -192,7 +192,7 @@ def _read(path: str) -> dict[str, Any]:
             document = json.load(file)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         # A JSON error quotes no content, only where it is.
         raise ConfigError(f"The auth file {path} cannot be read", str(error), _BAD_FILE) from None
     if not isinstance(document, dict):

@@ -20,7 +20,8 @@ An error has three parts: ``brief`` (what happened, one line), ``details`` (the 
     │   └── HostileImage     65  a name that escapes, a bomb
     ├── StoreError           73  EX_CANTCREAT: read-only or damaged store
     │   ├── StoreFull        74  EX_IOERR: no space, no quota
-    │   └── ImageAbsent      66  EX_NOINPUT: not in the store
+    │   ├── ImageAbsent      66  EX_NOINPUT: not in the store
+    │   └── LeaseLost        75  EX_TEMPFAIL: another node took this pull over
     ├── MountError           71  EX_OSERR: no mount backend works on this node
     └── LaunchError         125  the sandbox could not be built
         ├── NotExecutable   126  found in the image, but cannot be executed
@@ -131,6 +132,12 @@ class ImageAbsent(StoreError):
     """The image is not in the store."""
 
     exit_code = 66
+
+
+class LeaseLost(StoreError):
+    """Somebody else took a lease over while its holder slept."""
+
+    exit_code = 75
 
 
 class MountError(UdiError):

@@ -20,6 +20,7 @@ import sys
 import time
 
 _START = 50.0  # seconds that a server may take to mount
+_RENEW = 6 * 3600.0  # seconds between renewals of the mark of use in the store
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -79,6 +80,13 @@ def _hold(
 
     signal.signal(signal.SIGCHLD, server_ended)
     server_ended()
+
+    def renew(*_: object) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(mark)
+
+    signal.signal(signal.SIGALRM, renew)  # flock(2) and sleep go on behind the handler
+    signal.setitimer(signal.ITIMER_REAL, _RENEW, _RENEW)
     with contextlib.suppress(FileNotFoundError):  # the node directory itself was removed
         _wait_until_unused(lock, lease, float(idle))
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -9,6 +9,7 @@ from udi_core.config import Config, load_config
 from udi_core.errors import ImageAbsent
 from udi_core.image_config import Platform
 from udi_core.mount import NodeMounts
+from udi_core.platforms import parse_platform
 from udi_core.policy import check_reference
 from udi_core.progress import ProgressSink, ignore
 from udi_core.reference import ImageReference
@@ -34,6 +35,8 @@ def find(
         reference = ImageReference.parse(reference)
     check_reference(config.policy, reference)
     store = ImageStore(config.store)
+    if platform is None and config.platform:
+        platform = parse_platform(config.platform)
     try:
         image = store.lookup(reference, platform)
         if reference.transport == "id" and image.reference:

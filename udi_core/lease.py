@@ -22,12 +22,10 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from udi_core.errors import LeaseLost
+
 BEAT = 2.0  # seconds between heartbeats
 PATIENCE = 12.0  # seconds without a change after which a holder counts as dead
-
-
-class LeaseLost(Exception):
-    """Somebody else took the lease over while its holder slept."""
 
 
 class Lease:
@@ -62,7 +60,11 @@ class Lease:
     def check(self) -> None:
         """Raise :class:`LeaseLost` if the lease is no longer this holder's."""
         if not self._is_mine():
-            raise LeaseLost(self._path)
+            raise LeaseLost(
+                "Another process took this work over",
+                f"{self._path}: its heartbeat had stopped for more than {PATIENCE:.0f} seconds.",
+                "Try again: the image may be there already.",
+            )
 
     def _is_mine(self) -> bool:
         return read(self._path).get("token") == self._token

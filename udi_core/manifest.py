@@ -7,15 +7,14 @@ Sources: OCI image-spec 1.1 (manifest.md, image-index.md, config.md, descriptor.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from udi_core.digest import is_digest
-from udi_core.errors import CorruptImage, UnsupportedImage, UsageError
+from udi_core.errors import CorruptImage, UnsupportedImage
 from udi_core.image_config import ImageConfig as ImageConfig
 from udi_core.image_config import Platform as Platform
-from udi_core.node_kind import ancestry, level
+from udi_core.platforms import can_run, level
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -57,6 +56,10 @@ _REFUSED = {
     "application/vnd.docker.distribution.manifest.v1+json": "a schema 1 manifest",
     "application/vnd.docker.distribution.manifest.v1+prettyjws": "a schema 1 manifest",
 }
+# Nobody has layers of a terabyte; a size that large is a mistake or an attack on what is planned from it.
+_MAX_SIZE = 1 << 40
+_LONGEST = 500  # characters of a message that quotes a document
+_ASK = "Tell who made the image, or who keeps the registry."
 _CONFIG_TYPES = frozenset(
     {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
 )
@@ -89,23 +92,23 @@ def parse_manifest(raw: bytes, media_type: str, digest: str) -> Manifest | Index
             "Docker deprecated this format in 2019; it carries no usable layer digests.",
             "Pull and push it again with a current Docker, or ask the image's owner to.",
         )
-    with _Fields("The manifest"):
+    with Fields("The manifest"):
         if media_type in (OCI_INDEX, DOCKER_INDEX) or ("manifests" in document and "layers" not in document):
-            return Index(digest=digest, manifests=tuple(_descriptor(each) for each in document["manifests"]))
+            return Index(digest=digest, manifests=tuple(_descriptor(each) for each in _list(document["manifests"])))
         config = _descriptor(document["config"])
-        layers = tuple(_descriptor(each) for each in document["layers"])
+        layers = tuple(_descriptor(each) for each in _list(document["layers"]))
     if config.media_type not in _CONFIG_TYPES or document.get("artifactType"):
         kind = document.get("artifactType") or config.media_type
         raise UnsupportedImage(
             "The reference names an artifact, not an image",
-            f"Its type is {kind!r}.",
+            f"Its type is {str(kind)[:_LONGEST]!r}.",
             "Give the reference of a container image.",
         )
     for layer in layers:
         if layer.media_type not in LAYER_TYPES:
             raise UnsupportedImage(
                 "The image has a layer that UDI cannot read",
-                f"Layer {layer.digest} is of type {layer.media_type!r}.",
+                f"Layer {layer.digest} is of type {layer.media_type[:_LONGEST]!r}.",
                 "Layers must be tar, tar+gzip or tar+zstd, and come from the registry itself.",
             )
     return Manifest(digest=digest, media_type=media_type, config=config, layers=layers)
@@ -118,53 +121,23 @@ def parse_config(raw: bytes) -> ImageConfig:
         CorruptImage: no JSON, or a field that is missing or of the wrong type.
     """
     document = _json_object(raw, "The image config")
-    with _Fields("The image config"):
+    with Fields("The image config"):
         inner = document.get("config") or {}
         return ImageConfig(
             platform=Platform(
-                os=document.get("os") or "linux",
-                architecture=document.get("architecture") or "amd64",
-                variant=document.get("variant") or "",
+                os=_text(document.get("os") or "linux"),
+                architecture=_text(document.get("architecture") or "amd64"),
+                variant=_text(document.get("variant") or ""),
             ),
-            env=dict(each.partition("=")[::2] for each in inner.get("Env") or ()),
+            env=dict(_text(each).partition("=")[::2] for each in _list(inner.get("Env") or []) if each[:1] != "="),
             entrypoint=_words(inner.get("Entrypoint")),
             cmd=_words(inner.get("Cmd")),
-            workdir=inner.get("WorkingDir") or "",
-            user=inner.get("User") or "",
-            labels={str(key): str(value) for key, value in (inner.get("Labels") or {}).items()},
+            workdir=_text(inner.get("WorkingDir") or ""),
+            user=_text(inner.get("User") or ""),
+            labels={_text(key): _text(str(value)) for key, value in (inner.get("Labels") or {}).items()},
             diff_ids=tuple(map(_digest, document["rootfs"]["diff_ids"])),
-            created=document.get("created") or "",
+            created=_text(document.get("created") or ""),
         )
-
-
-def host_platform() -> Platform:
-    """This machine's platform; on x86-64 with the level of its kind (``v1`` is the empty variant)."""
-    machine = os.uname().machine
-    architecture, variant = {
-        "x86_64": ("amd64", ""),
-        "aarch64": ("arm64", "v8"),
-        "armv7l": ("arm", "v7"),
-        "ppc64le": ("ppc64le", ""),
-        "s390x": ("s390x", ""),
-        "riscv64": ("riscv64", ""),
-    }.get(machine, (machine, ""))
-    if architecture == "amd64":
-        variant = level(ancestry())
-    return Platform(os="linux", architecture=architecture, variant=variant)
-
-
-def parse_platform(text: str) -> Platform:
-    """Parse ``os/architecture[/variant]``.
-
-    Raises:
-        UsageError: it is malformed.
-    """
-    parts = text.split("/")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise UsageError(
-            f"{text!r} is not a platform", "", "Write os/architecture[/variant], for example linux/amd64/v3."
-        )
-    return Platform(os=parts[0], architecture=parts[1], variant=parts[2] if len(parts) == 3 else "")
 
 
 def choose(index: Index, platform: Platform) -> Descriptor:
@@ -182,7 +155,7 @@ def choose(index: Index, platform: Platform) -> Descriptor:
             continue
         if not can_run(offered, platform):
             continue
-        rank = _level(offered)
+        rank = level(offered)
         if best is None or rank > best[0]:
             best = rank, each
     if best is None:
@@ -197,33 +170,26 @@ def choose(index: Index, platform: Platform) -> Descriptor:
     return best[1]
 
 
-def can_run(image: Platform, node: Platform) -> bool:
-    """Whether an image built for one platform runs on a node of another."""
-    if (image.os, image.architecture) != (node.os, node.architecture):
-        return False
-    if image.architecture == "amd64":
-        return _level(image) <= _level(node)
-    if image.architecture == "arm":
-        return _level(image) <= _level(node) or not image.variant
-    return True
+def parse_json(raw: bytes, what: str) -> Any:
+    """A JSON document of somebody else's.
 
-
-def _level(platform: Platform) -> int:
-    digits = platform.variant.removeprefix("v")
-    return int(digits) if digits.isdigit() else 1
+    Raises:
+        CorruptImage: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CorruptImage(f"{what} is not JSON", str(error), _ASK) from error
 
 
 def _json_object(raw: bytes, what: str) -> dict[str, Any]:
-    try:
-        document = json.loads(raw)
-    except ValueError as error:
-        raise CorruptImage(f"{what} is not JSON", str(error)) from error
+    document = parse_json(raw, what)
     if not isinstance(document, dict):
-        raise CorruptImage(f"{what} is not a JSON object", f"It is a {type(document).__name__}.")
+        raise CorruptImage(f"{what} is not a JSON object", f"It is a {type(document).__name__}.", _ASK)
     return document
 
 
-class _Fields:
+class Fields:
     """Turns the errors of reading a document's fields into one that says which document."""
 
     def __init__(self, what: str) -> None:
@@ -233,8 +199,9 @@ class _Fields:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (KeyError, TypeError, AttributeError, ValueError)):
-            raise CorruptImage(f"{self.what} is malformed", f"{type(error).__name__}: {error}") from error
+        if isinstance(error, (LookupError, TypeError, AttributeError, ValueError)):
+            details = f"{type(error).__name__}: {error}"
+            raise CorruptImage(f"{self.what} is malformed", details[:_LONGEST], _ASK) from error
 
 
 def _digest(text: Any) -> str:
@@ -243,22 +210,44 @@ def _digest(text: Any) -> str:
     return text
 
 
+def _text(value: Any) -> str:
+    """A text that can become an argument, a variable or a line of a file: UTF-8, without NUL."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    value.encode()
+    if "\0" in value:
+        raise ValueError(f"{value!r} holds a NUL byte")
+    return value
+
+
+def _size(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_SIZE:
+        raise ValueError(f"{value!r} is not a size")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list")
+    return value
+
+
 def _words(value: Any) -> tuple[str, ...]:
     # Very old images hold a plain text, which Docker reads as one word.
-    return (value,) if isinstance(value, str) else tuple(map(str, value or ()))
+    return tuple(map(_text, [value] if isinstance(value, str) else _list(value or [])))
 
 
 def _descriptor(value: Any) -> Descriptor:
     platform = value.get("platform")
     return Descriptor(
-        media_type=str(value.get("mediaType", "")),
+        media_type=_text(value.get("mediaType") or ""),
         digest=_digest(value["digest"]),
-        size=int(value["size"]),
+        size=_size(value["size"]),
         platform=platform
         and Platform(
-            os=str(platform.get("os", "")),
-            architecture=str(platform.get("architecture", "")),
-            variant=str(platform.get("variant") or ""),
+            os=_text(platform.get("os") or ""),
+            architecture=_text(platform.get("architecture") or ""),
+            variant=_text(platform.get("variant") or ""),
         ),
-        annotations=dict(value.get("annotations") or {}),
+        annotations={_text(key): _text(str(each)) for key, each in (value.get("annotations") or {}).items()},
     )

@@ -458,6 +458,8 @@ class _Slot:
         try:
             with self.locked():
                 if not _taken_alone(lease):
+                    if store is not None:
+                        store.mark_use(self.digest, self.user_of_the_store())
                     return False
                 if not _is_same_file(lease, self.place.lease):
                     return False  # another reaper was here first, and a new mount may have taken its place

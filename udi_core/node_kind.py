@@ -7,7 +7,6 @@ know, or where a test pretends; ``archspec cpu`` prints what it finds.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 
@@ -47,6 +46,8 @@ def check_kind(kind: str, where: str = "") -> None:
 
     if _canonical(kind) in archspec.cpu.TARGETS:
         return
+    import difflib
+
     near = difflib.get_close_matches(kind, archspec.cpu.TARGETS, n=1)
     raise UsageError(
         f"{kind!r} is not a kind of node",

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from udi_core import lease
 from udi_core import store as stores
 from udi_core.config import Config
-from udi_core.errors import ImageAbsent
+from udi_core.errors import ImageAbsent, StoreError
 from udi_core.flatten import FlattenReport, Limits, flatten
+from udi_core.image_config import ImageConfig, Platform
 from udi_core.layer import LayerInput
-from udi_core.manifest import Descriptor, ImageConfig, Platform, host_platform, parse_platform
+from udi_core.manifest import Descriptor
+from udi_core.platforms import host_platform, parse_platform
 from udi_core.policy import check_reference
 from udi_core.progress import Progress, ProgressSink, ignore
 from udi_core.reference import ImageReference
@@ -61,15 +63,15 @@ def pull(
     check_reference(config.policy, reference, [each for each in mirrors if each not in config.from_site])
     if platform is None and config.platform:
         platform = parse_platform(config.platform)
+    wanted = platform or host_platform()
     pinned = reference.transport == "id" or (reference.transport == "docker" and reference.digest is not None)
     if pinned and not force:
         try:
-            return store.lookup(reference, platform)
+            return store.lookup(reference, wanted)
         except ImageAbsent:
             if reference.transport == "id":
                 raise
     store.prepare()
-    wanted = platform or host_platform()
     if reference.transport in ("file", "dir"):
         named, image = _import(reference, wanted, store, config, force, progress)
     else:
@@ -83,7 +85,7 @@ def pull(
                 return _describe(reference, resolved, made)
 
             named, image = resolved.named, _produce(resolved.manifest.digest, make, store, force, progress)
-    store.set_tag(reference, named, wanted, image.digest)
+    store.set_tag(reference, named, wanted, image)
     return image
 
 
@@ -101,6 +103,9 @@ def _produce(
             store.image(digest)
         except ImageAbsent:
             return False
+        except StoreError:
+            if not force:
+                raise  # it says so, and asks for --force
         return True
 
     def waiting(holder: str, note: str) -> None:

@@ -5,6 +5,7 @@ Images that have no layers (a directory, a squashfs or SIF file) are :mod:`udi_c
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tarfile
@@ -19,22 +20,24 @@ from udi_core.errors import CorruptImage, ImageNotFound, InvalidReference, Unsup
 from udi_core.manifest import (
     OCI_MANIFEST,
     Descriptor,
+    Fields,
     ImageConfig,
     Index,
     Manifest,
     Platform,
-    can_run,
     choose,
-    host_platform,
     parse_config,
+    parse_json,
     parse_manifest,
 )
+from udi_core.platforms import can_run, host_platform
 from udi_core.progress import ProgressSink, ignore
 from udi_core.reference import ImageReference
-from udi_core.registry import RegistryClient, RegistryOptions
+from udi_core.registry import MANIFEST_LIMIT, RegistryClient, RegistryOptions
 
 _CHUNK = 1 << 20
 _MAX_NESTING = 4
+_COPY = "Copy or save the image again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,10 +169,7 @@ class _Layout:
         if digest is None:
             chosen = self._choose()
             return self.blob(chosen), chosen.media_type, chosen.digest
-        with self._open(digest) as file:
-            raw = file.read()
-        digests.check(raw, digest, f"Blob {digest} of {self._root}")
-        return raw, "", digest
+        return self._small(digest), "", digest
 
     def expect(self, layers: Sequence[Descriptor]) -> None:
         pass  # a local file is there when it is read
@@ -177,7 +177,7 @@ class _Layout:
     def _choose(self) -> Descriptor:
         try:
             with open(os.path.join(self._root, "index.json"), "rb") as file:
-                index = parse_manifest(file.read(), "application/vnd.oci.image.index.v1+json", "")
+                index = parse_manifest(file.read(MANIFEST_LIMIT), "application/vnd.oci.image.index.v1+json", "")
         except OSError as error:
             raise ImageNotFound(
                 f"{self._root} is not an OCI layout", str(error), "It must hold index.json, oci-layout and blobs/."
@@ -187,7 +187,13 @@ class _Layout:
         return _named(index, self._reference)
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        return b"".join(self.stream(descriptor))
+        return self._small(descriptor.digest)
+
+    def _small(self, digest: str) -> bytes:
+        with self._open(digest) as file:
+            raw: bytes = file.read(MANIFEST_LIMIT)
+        digests.check(raw, digest, f"Blob {digest} of {self._root}")
+        return raw
 
     def stream(self, descriptor: Descriptor) -> Iterator[bytes]:
         with self._open(descriptor.digest) as file:
@@ -196,10 +202,13 @@ class _Layout:
 
     def _open(self, digest: str) -> Any:
         algorithm, _, name = digest.partition(":")
+        path = os.path.join(self._root, "blobs", algorithm, name)
         try:
-            return open(os.path.join(self._root, "blobs", algorithm, name), "rb")
+            if not os.path.isfile(path):  # a FIFO would keep us waiting for ever
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return open(path, "rb")
         except OSError as error:
-            raise CorruptImage(f"{self._root} lacks a blob", f"{digest}: {error.strerror}") from error
+            raise CorruptImage(f"{self._root} lacks a blob", f"{digest}: {error.strerror}", _COPY) from error
 
 
 def _named(index: Index, reference: ImageReference) -> Descriptor:
@@ -253,8 +262,9 @@ class _Archive:
 
     def manifest(self, digest: str | None) -> tuple[bytes, str, str]:
         entry = self._entry()
-        config = self._read(entry["Config"])
-        layers = [self._layer(name) for name in entry["Layers"]]
+        with self._fields():
+            config = self._read(entry["Config"])
+            layers = [self._layer(name) for name in entry["Layers"]]
         raw = json.dumps(
             {
                 "schemaVersion": 2,
@@ -294,14 +304,15 @@ class _Archive:
         }
 
     def _entry(self) -> dict[str, Any]:
-        entries = json.loads(self._read("manifest.json"))
+        entries = parse_json(self._read("manifest.json"), f"manifest.json of {self._reference.path}")
         tag = self._reference.tag
-        if tag is None and len(entries) == 1:
-            return dict(entries[0])
-        for entry in entries:
-            if tag is not None and any(_same(tag, name) for name in entry.get("RepoTags") or ()):
-                return dict(entry)
-        names = sorted(name for entry in entries for name in entry.get("RepoTags") or ())
+        with self._fields():
+            if tag is None and len(entries) == 1:
+                return dict(entries[0])
+            for entry in entries:
+                if tag is not None and any(_same(tag, name) for name in entry.get("RepoTags") or ()):
+                    return dict(entry)
+            names = sorted(str(name) for entry in entries for name in entry.get("RepoTags") or ())
         raise ImageNotFound(
             f"{self._reference.path} holds {'no image ' + repr(tag) if tag else 'more than one image'}",
             f"Its images are: {', '.join(names)}.",
@@ -310,14 +321,17 @@ class _Archive:
 
     def _read(self, name: str) -> bytes:
         with self._member(name) as file:
-            data: bytes = file.read()
+            data: bytes = file.read(MANIFEST_LIMIT)
         return data
+
+    def _fields(self) -> Fields:
+        return Fields(f"manifest.json of {self._reference.path}")
 
     def _member(self, name: str) -> Any:
         try:
             file = self._tar.extractfile(name)
-        except (KeyError, tarfile.TarError) as error:
-            raise CorruptImage(f"{self._reference.path} lacks {name}", str(error)) from error
+        except (KeyError, OSError, RecursionError, tarfile.TarError) as error:
+            raise CorruptImage(f"{self._reference.path} lacks {name}", str(error), _COPY) from error
         if file is None:
-            raise CorruptImage(f"{self._reference.path}: {name} is not a file")
+            raise CorruptImage(f"{self._reference.path}: {name} is not a file", "It is a directory or device.", _COPY)
         return file

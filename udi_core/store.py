@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 from udi_core.errors import CorruptImage, ImageAbsent, StoreError, StoreFull, UsageError
 from udi_core.image_config import ImageConfig, Platform
+from udi_core.platforms import can_run, host_platform, level, parse_platform
 from udi_core.reference import ImageReference
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 _SQUASHFS = "image.squashfs"
 _RECORD = "image.json"
+# What reading a record may raise that is not what was written.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+#: Seconds after which a mark of use that nobody renewed is a dead node's.  Longer than any job: what cannot renew its
+#: mark (a mount by root that one task uses all the time) must not lose its image.
+STALE = 14 * 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +90,8 @@ class Tag:
 
     Attributes:
         digest: what the source said: an index's or a manifest's digest.
-        images: platform -> digest of its image.
+        images: platform that was asked for -> digest of its image.
+        built: digest of an image -> platform that it was built for, which many others can run.
         seen: when, ISO 8601, UTC.
     """
 
@@ -92,6 +99,7 @@ class Tag:
     digest: str
     images: dict[str, str]
     seen: str
+    built: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +122,11 @@ class ImageStore:
     def lookup(self, reference: ImageReference, platform: Platform | None = None) -> StoredImage:
         """The image that a reference named when it was last pulled; no network.
 
+        For a ``platform``, it is the image that was pulled for that one.  Without, it is this node's: what was
+        pulled for its platform, else the best of what was pulled for others and runs here.
+
         Raises:
-            ImageAbsent: it was never pulled, or was removed.
+            ImageAbsent: it was never pulled, or was removed, or is for other nodes only.
         """
         if reference.transport == "id":
             return self.image(self.expand(reference.digest or ""))
@@ -123,11 +134,12 @@ class ImageStore:
             with contextlib.suppress(ImageAbsent):
                 return self.image(reference.digest)  # a platform manifest's digest is the image's own
         tag = self.tag(reference)
-        digest = tag and _pick(tag.images, platform)
+        digest = tag and _pick(tag, platform)
         if not digest:
+            others = f" for {', '.join(tag.images)} only" if tag else ""
             raise ImageAbsent(
-                f"{reference.short} is not in the store",
-                f"The store is {self.root}.",
+                f"{reference.short} is not in the store{others and ' for this node'}",
+                f"The store is {self.root}; it was pulled{others}." if tag else f"The store is {self.root}.",
                 f"Pull it first: udi pull {reference.short}",
             )
         return self.image(digest)
@@ -149,7 +161,7 @@ class ImageStore:
                 f"The store is {self.root}.",
                 "udi images lists what is there.",
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except _DAMAGE as error:
             raise StoreError(
                 f"The record of image {digest[:19]} cannot be read",
                 f"{directory}/{_RECORD}: {error}",
@@ -182,18 +194,23 @@ class ImageStore:
                 return _parse_tag(json.load(file))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except _DAMAGE as error:
             raise StoreError(
                 f"The tag of {reference.short} cannot be read", str(error), f"Pull it again: udi pull {reference.short}"
             ) from error
 
     def images(self) -> Iterator[StoredImage]:
         """All images, by digest; damaged ones are passed over (``udi verify`` finds them)."""
+        for digest in self._digests():
+            with contextlib.suppress(StoreError):
+                yield self.image(digest)
+
+    def _digests(self) -> Iterator[str]:
+        """Of all images, damaged ones too."""
         top = os.path.join(self.root, "images", "sha256")
         for shard in _listdir(top):
             for name in _listdir(os.path.join(top, shard)):
-                with contextlib.suppress(StoreError):
-                    yield self.image("sha256:" + name)
+                yield "sha256:" + name
 
     def tags(self) -> Iterator[Tag]:
         """All tags."""
@@ -203,7 +220,7 @@ class ImageStore:
                     try:
                         with open(os.path.join(directory, name), "rb") as file:
                             tag = _parse_tag(json.load(file))
-                    except (OSError, ValueError, KeyError, TypeError):
+                    except _DAMAGE:
                         continue
                     yield tag
 
@@ -272,15 +289,19 @@ class ImageStore:
             _sync(os.path.dirname(final))
         return self.image(image.digest)
 
-    def set_tag(self, reference: ImageReference, digest: str, platform: Platform, image: str) -> None:
+    def set_tag(self, reference: ImageReference, digest: str, platform: Platform, image: StoredImage) -> None:
         """Record what a reference names.  Atomic; other platforms' images stay if the digest is unchanged."""
-        before = self.tag(reference)
-        images = dict(before.images) if before and before.digest == digest else {}
-        images[str(platform)] = image
-        path = self._tag_path(reference)
-        document = {"reference": str(reference), "digest": digest, "images": images, "seen": now()}
-        if before and (before.digest, before.images) == (digest, images):
+        before = None
+        with contextlib.suppress(StoreError):  # a damaged one is replaced
+            before = self.tag(reference)
+        if before is None or before.digest != digest:
+            before = None
+        images = {**(before.images if before else {}), str(platform): image.digest}
+        built = {**(before.built if before else {}), image.digest: str(image.config.platform)}
+        if before and (before.images, before.built) == (images, built):
             return
+        path = self._tag_path(reference)
+        document = {"reference": str(reference), "digest": digest, "images": images, "built": built, "seen": now()}
         with translated(self.root):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             temporary = f"{path}.{os.uname().nodename}.{os.getpid()}.tmp"
@@ -303,7 +324,7 @@ class ImageStore:
             ImageAbsent: it is not here.
             StoreError: a node has it mounted.
         """
-        image = self.image(digest)
+        size = self._size(digest)
         users = self.users(digest)
         if users:
             raise StoreError(
@@ -316,7 +337,18 @@ class ImageStore:
                 if digest in tag.images.values():
                     self.untag(ImageReference.parse(tag.reference))
             self._discard(digest)
-        return image.size
+        return size
+
+    def _size(self, digest: str) -> int:
+        """Of an image's files, whatever its record says.
+
+        Raises:
+            ImageAbsent: it is not here.
+        """
+        directory = self._image_directory(digest)
+        if not os.path.isdir(directory):
+            self.image(digest)
+        return _tree_size(directory)
 
     def _discard(self, digest: str) -> None:
         # Renamed first: a reader must never find half of an image.
@@ -330,7 +362,7 @@ class ImageStore:
         dry_run: bool = False,
         busy: Callable[[str], bool] = lambda digest: False,
         grace: float = 3600.0,
-        stale: float = 86400.0,
+        stale: float = STALE,
     ) -> GcReport:
         """Remove images that no tag names and no task uses, and what killed processes left behind.
 
@@ -342,16 +374,16 @@ class ImageStore:
         """
         named = {digest for tag in self.tags() for digest in (*tag.images.values(), tag.digest)}
         freed, images, leftovers = 0, [], []
-        for image in list(self.images()):
-            if image.digest in named or busy(image.digest) or self.users(image.digest, stale=stale):
+        for digest in list(self._digests()):
+            if digest in named or busy(digest) or self.users(digest, stale=stale):
                 continue
-            if _age(image.squashfs) < grace:
+            if _age(self._image_directory(digest), newest=True) < grace:
                 continue
-            images.append(image.digest)
-            freed += image.size
+            images.append(digest)
+            freed += self._size(digest)
             if not dry_run:
                 with translated(self.root):
-                    self._discard(image.digest)
+                    self._discard(digest)
         for name in _listdir(os.path.join(self.root, "tmp")):
             path = os.path.join(self.root, "tmp", name)
             if _age(path, newest=True) > grace:
@@ -381,7 +413,7 @@ class ImageStore:
         with contextlib.suppress(OSError):
             os.unlink(self._use_path(digest, node))
 
-    def users(self, digest: str, *, stale: float = 86400.0) -> list[str]:
+    def users(self, digest: str, *, stale: float = STALE) -> list[str]:
         """The nodes that have an image mounted; marks older than ``stale`` seconds are not counted."""
         directory = os.path.dirname(self._use_path(digest, "x"))
         return [name for name in _listdir(directory) if _age(os.path.join(directory, name)) < stale]
@@ -429,11 +461,18 @@ def translated(root: str) -> Iterator[None]:
         ) from error
 
 
-def _pick(images: dict[str, str], platform: Platform | None) -> str | None:
+def _pick(tag: Tag, platform: Platform | None) -> str | None:
     if platform is not None:
-        return images.get(str(platform))
-    # Without a wish it is this machine's: the newest pull without --platform, which comes last.
-    return next(reversed(images.values()), None)
+        return tag.images.get(str(platform))
+    node = host_platform()
+    if str(node) in tag.images:
+        return tag.images[str(node)]
+    fitting = [
+        (level(built), digest)
+        for wanted, digest in tag.images.items()
+        if can_run(built := parse_platform(tag.built.get(digest, wanted)), node)
+    ]
+    return max(fitting, default=(0, None))[1]
 
 
 def _parse_image(document: dict[str, Any], digest: str, squashfs: str) -> StoredImage:
@@ -479,6 +518,7 @@ def _parse_tag(document: dict[str, Any]) -> Tag:
         digest=document["digest"],
         images=dict(document["images"]),
         seen=document["seen"],
+        built=dict(document.get("built", {})),
     )
 
 
@@ -491,9 +531,14 @@ def verify(image: StoredImage, chunk: int = 1 << 20) -> None:
     import hashlib
 
     state = hashlib.sha256()
-    with open(image.squashfs, "rb") as file:
-        while data := file.read(chunk):
-            state.update(data)
+    try:
+        with open(image.squashfs, "rb") as file:
+            while data := file.read(chunk):
+                state.update(data)
+    except OSError as error:
+        raise CorruptImage(
+            f"Image {image.digest[:19]} cannot be read", str(error), f"Pull it anew: udi pull --force {image.reference}"
+        ) from error
     if state.hexdigest() != image.squashfs_sha256:
         raise CorruptImage(
             f"Image {image.digest[:19]} is damaged",

@@ -55,6 +55,40 @@ def test_the_life_of_an_image(base_image: str, udi_env: dict[str, str]) -> None:
     assert not os.path.exists(image["squashfs"])
 
 
+def test_one_pull_serves_nodes_of_several_kinds(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    layout, wanted = faulty.layout, ("linux/amd64", "linux/amd64/v3", "linux/arm64")
+    images = [
+        layout.add_image([oci.Layer.of(oci.file("for", each))], tag=None, platform=each)
+        for each in (*wanted, "linux/s390x")
+    ]
+    layout.add_index(images, tag="mixed")
+    reference = faulty.reference("mixed")
+    pulled = udi("pull", "--json", *(f"--platform={each}" for each in wanted), reference, env=udi_env)
+    assert [each["id"] for each in json.loads(pulled.stdout)] == [each.digest[7:] for each in images[:3]], pulled.stderr
+    listed = udi("images", env=udi_env).stdout
+    assert all(each in listed for each in wanted)
+    for node, image in (("linux/amd64/v3", images[1]), ("linux/arm64", images[2])):
+        found = udi("lookup", reference, env={**udi_env, "UDI_PLATFORM": node})
+        assert found.stdout.strip() == image.digest[7:]
+    removed = udi("rm", reference, env=udi_env)
+    assert removed.returncode == 0 and removed.stdout.count("removed") == 3
+    assert tree(udi_env["UDI_STORE"]) == []
+
+
+def test_a_damaged_image_is_found_and_made_anew(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    image = json.loads(udi("pull", "--json", faulty.reference(), env=udi_env).stdout)
+    squashfs = Path(image["squashfs"])
+    squashfs.chmod(0o644)
+    squashfs.write_bytes(b"damaged")
+    check_three_parts(udi("verify", faulty.reference(), env=udi_env), 65, "udi pull --force")
+    squashfs.unlink()
+    check_three_parts(udi("verify", faulty.reference(), env=udi_env), 65, "udi pull --force")
+    squashfs.with_name("image.json").write_text("{")
+    check_three_parts(udi("pull", faulty.reference(), env=udi_env), 73, "--force")
+    assert udi("pull", "--force", faulty.reference(), env=udi_env).returncode == 0
+    assert udi("verify", faulty.reference(), env=udi_env).returncode == 0
+
+
 def test_run_passes_environment_volumes_directory_and_status(
     base_image: str, udi_env: dict[str, str], tmp_path: Path
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from tests.support import oci
 from udi_core import Config, ImageNotFound, ImageReference, ImageStore, StoredImage, UnsupportedImage, pull
-from udi_core.manifest import parse_manifest, parse_platform
+from udi_core.manifest import parse_manifest
+from udi_core.platforms import parse_platform
 
 pytestmark = pytest.mark.needs("tar2sqfs", "unsquashfs")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -10,14 +11,11 @@ from typing import Any
 from udi_core.cli.show import json_document, lazy_progress, size, table
 from udi_core.config import load_config
 from udi_core.errors import ImageAbsent
-from udi_core.manifest import Platform, parse_platform
+from udi_core.image_config import Platform
+from udi_core.platforms import parse_platform
 from udi_core.reference import ImageReference
 from udi_core.store import ImageStore, StoredImage
 from udi_core.store import verify as verify_image
-
-
-def _platform(arguments: argparse.Namespace) -> Platform | None:
-    return parse_platform(arguments.platform) if arguments.platform else None
 
 
 def _store() -> ImageStore:
@@ -25,8 +23,10 @@ def _store() -> ImageStore:
 
 
 def _lookup(arguments: argparse.Namespace) -> StoredImage:
-    platform = getattr(arguments, "platform", None)
-    return _store().lookup(ImageReference.parse(arguments.reference), parse_platform(platform) if platform else None)
+    config = load_config()
+    platform = getattr(arguments, "platform", None) or config.platform
+    wanted = parse_platform(platform) if platform else None
+    return ImageStore(config.store).lookup(ImageReference.parse(arguments.reference), wanted)
 
 
 def describe(image: StoredImage) -> dict[str, Any]:
@@ -39,23 +39,26 @@ def pull(arguments: argparse.Namespace) -> int:
     from udi_core.pull import pull as pull_image
 
     config = load_config()
+    reference, store = ImageReference.parse(arguments.reference), ImageStore(config.store)
+    platforms: list[Platform | None] = [parse_platform(each) for each in arguments.platform]
+    pulled: dict[str, StoredImage] = {}
     with lazy_progress(quiet=arguments.quiet or arguments.json) as progress:
-        image = pull_image(
-            ImageReference.parse(arguments.reference),
-            ImageStore(config.store),
-            config,
-            platform=_platform(arguments),
-            force=arguments.force,
-            progress=progress,
-        )
+        for platform in platforms or [None]:
+            image = pull_image(reference, store, config, platform=platform, force=arguments.force, progress=progress)
+            pulled[image.digest] = image
+    found = list(pulled.values())
     if arguments.json:
-        json_document(describe(image))
-    elif arguments.quiet:
-        print(image.digest.partition(":")[2])
-    else:
+        documents = [describe(image) for image in found]
+        json_document(documents if len(platforms) > 1 else documents[0])
+        return 0
+    for image in found:
+        if arguments.quiet:
+            print(image.digest.partition(":")[2])
+            continue
         for note in image.notes:
             print(f"udi: {note}", file=sys.stderr)
-        print(f"{ImageReference.parse(arguments.reference).short}  {image.digest}  {size(image.size)}")
+        built = f"  {image.config.platform}" if len(platforms) > 1 else ""
+        print(f"{reference.short}  {image.digest}  {size(image.size)}{built}")
     return 0
 
 
@@ -74,11 +77,11 @@ def images(arguments: argparse.Namespace) -> int:
             print(image.digest.partition(":")[2])
     else:
         rows = [
-            [image.digest[7:19], size(image.size), image.created[:10], image.config.platform.architecture, name]
+            [image.digest[7:19], size(image.size), image.created[:10], str(image.config.platform), name]
             for image in found
             for name in names.get(image.digest, ["-"])
         ]
-        table(["IMAGE ID", "SIZE", "PULLED", "FOR", "REFERENCE"], rows)
+        table(["IMAGE ID", "SIZE", "PULLED", "PLATFORM", "REFERENCE"], rows)
     return 0
 
 
@@ -135,24 +138,28 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def rm(arguments: argparse.Namespace) -> int:
-    """``udi rm``: a tag is forgotten, and its image removed if nothing else names it; an id removes the image."""
+    """``udi rm``: a tag is forgotten, and its images removed if nothing else names them; an id removes the image."""
     store = _store()
     for text in arguments.references:
         reference = ImageReference.parse(text)
-        image = store.lookup(reference)
-        if reference.transport == "id":
-            store.remove(image.digest)
-            print(f"removed {image.digest}")
+        tag = None if reference.transport == "id" else store.tag(reference)
+        if tag is None:
+            digest = (
+                store.expand(reference.digest or "") if reference.transport == "id" else store.lookup(reference).digest
+            )
+            store.remove(digest)
+            print(f"removed {digest}")
             continue
-        others = [
-            tag for tag in store.tags() if image.digest in tag.images.values() and tag.reference != str(reference)
-        ]
-        if others:
-            store.untag(reference)
-            print(f"forgot {reference.short}; its image stays, as {ImageReference.parse(others[0].reference).short}")
-        else:
-            store.remove(image.digest)
-            print(f"removed {reference.short}  {image.digest}")
+        for digest in dict.fromkeys(tag.images.values()):
+            others = [each for each in store.tags() if digest in each.images.values() and each != tag]
+            if others:
+                stays = ImageReference.parse(others[0].reference).short
+                print(f"forgot {reference.short}; its image stays, as {stays}")
+            else:
+                with contextlib.suppress(ImageAbsent):  # the tag outlived its image
+                    store.remove(digest)
+                print(f"removed {reference.short}  {digest}")
+        store.untag(reference)
     return 0
 
 

@@ -51,7 +51,13 @@ def _platform(parser: Parser) -> None:
 
 def _pull(parser: Parser) -> None:
     _reference(parser)
-    _platform(parser)
+    parser.add_argument(
+        "--platform",
+        metavar="OS/ARCH[/VARIANT]",
+        action="append",
+        default=[],
+        help="default: this machine's; may be repeated, for nodes of several kinds",
+    )
     parser.add_argument("--force", action="store_true", help="make the image anew, even if it is there")
     parser.add_argument("-q", "--quiet", action="store_true", help="print the image id only")
     _json(parser)

@@ -34,7 +34,7 @@ def _enter(arguments: argparse.Namespace, command: tuple[str, ...] | None, entry
     config = load_config()
     platform = None
     if arguments.platform:
-        from udi_core.manifest import parse_platform
+        from udi_core.platforms import parse_platform
 
         platform = parse_platform(arguments.platform)
     from udi_core.cli.show import lazy_progress

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from udi_core.errors import UsageError
-from udi_core.manifest import Descriptor, Index, Platform, choose, host_platform
+from udi_core.manifest import Descriptor, Index, Platform, choose
 from udi_core.node_kind import ancestry, check_kind, choose_kind, level, parse_kinds
+from udi_core.platforms import host_platform
 
 
 def node(kind: str) -> tuple[str, ...]:

@@ -1,0 +1,137 @@
+"""The store's records: whose image a node gets, and what damage does."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import udi_core.store
+from udi_core import ImageAbsent, ImageReference, ImageStore, Platform, StoredImage, StoreError
+from udi_core.image_config import ImageConfig
+from udi_core.platforms import parse_platform
+
+REFERENCE = ImageReference.parse("lab/reco:1")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    return ImageStore(str(tmp_path / "store"))
+
+
+def publish(store: ImageStore, number: int, built: str = "linux/amd64") -> StoredImage:
+    digest = f"sha256:{number:064x}"
+    with store.staging(digest) as staging:
+        path = store.staged_squashfs(staging)
+        Path(path).write_bytes(b"x" * 100)
+        image = StoredImage(
+            digest=digest,
+            squashfs=path,
+            size=100,
+            squashfs_sha256="0" * 64,
+            config=ImageConfig(platform=parse_platform(built)),
+            created=udi_core.store.now(),
+            reference=str(REFERENCE),
+        )
+        return store.publish(staging, image)
+
+
+def on(monkeypatch: pytest.MonkeyPatch, node: str) -> None:
+    monkeypatch.setattr(udi_core.store, "host_platform", lambda: parse_platform(node))
+
+
+def pulled(store: ImageStore, *images: tuple[str, StoredImage]) -> None:
+    for wanted, image in images:
+        store.set_tag(REFERENCE, "sha256:" + "e" * 64, parse_platform(wanted), image)
+
+
+@pytest.mark.parametrize(
+    ("node", "number"),
+    [
+        ("linux/amd64/v4", 3),  # what was pulled for it
+        ("linux/amd64/v3", 3),  # the best that it runs, though a v4 node pulled it
+        ("linux/amd64/v2", 1),  # pulled for it, and the last pull was another node's
+        ("linux/amd64", 1),
+        ("linux/arm64/v8", 7),
+    ],
+)
+def test_a_node_gets_what_it_can_run(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, node: str, number: int
+) -> None:
+    plain, third, arm = publish(store, 1), publish(store, 3, "linux/amd64/v3"), publish(store, 7, "linux/arm64")
+    pulled(store, ("linux/amd64/v4", third), ("linux/amd64/v2", plain), ("linux/arm64/v8", arm))
+    on(monkeypatch, node)
+    assert store.lookup(REFERENCE).digest == f"sha256:{number:064x}"
+
+
+def test_a_node_that_can_run_nothing_is_told_for_whom_it_was_pulled(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulled(store, ("linux/amd64/v4", publish(store, 4, "linux/amd64/v4")))
+    on(monkeypatch, "linux/amd64/v2")
+    with pytest.raises(ImageAbsent, match="linux/amd64/v4"):
+        store.lookup(REFERENCE)
+    with pytest.raises(ImageAbsent):
+        store.lookup(REFERENCE, Platform(architecture="arm64"))
+
+
+def test_a_tag_that_moved_forgets_the_images_of_all_platforms(store: ImageStore) -> None:
+    pulled(store, ("linux/amd64", publish(store, 1)))
+    store.set_tag(REFERENCE, "sha256:" + "f" * 64, Platform(architecture="arm64"), publish(store, 7, "linux/arm64"))
+    tag = store.tag(REFERENCE)
+    assert tag and list(tag.images) == ["linux/arm64"]
+
+
+DAMAGED = ["", "{}", "[]", "null", '{"config": []}', "[" * 100_000, "\0"]
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=[f"damaged{number}" for number in range(len(DAMAGED))])
+def test_damaged_records_are_errors_that_can_be_mended(store: ImageStore, text: str) -> None:
+    image = publish(store, 1)
+    pulled(store, ("linux/amd64", image))
+    Path(image.squashfs).with_name("image.json").write_text(text)
+    with pytest.raises(StoreError, match="--force"):
+        store.image(image.digest)
+    assert list(store.images()) == []
+    tag = next(Path(store.root, "tags").rglob("*.json"))
+    tag.write_text(text)
+    with pytest.raises(StoreError, match="Pull it again"):
+        store.tag(REFERENCE)
+    pulled(store, ("linux/amd64", publish(store, 2)))
+    assert store.lookup(REFERENCE, Platform()).digest == f"sha256:{2:064x}"
+    store.remove(image.digest)
+    with pytest.raises(ImageAbsent):
+        store.image(image.digest)
+
+
+def test_gc_takes_damaged_images_too(store: ImageStore) -> None:
+    image = publish(store, 1)
+    Path(image.squashfs).with_name("image.json").unlink()
+    assert store.gc(grace=0).images == (image.digest,)
+    assert list(Path(store.root, "images").rglob("*.squashfs")) == []
+
+
+def test_marks_of_use_count_for_longer_than_a_job(store: ImageStore) -> None:
+    image = publish(store, 1)
+    mark = store.mark_use(image.digest, "node1")
+    week = time.time() - 7 * 86400
+    os.utime(mark, (week, week))
+    assert store.gc(grace=0).images == ()
+    with pytest.raises(StoreError, match="node1"):
+        store.remove(image.digest)
+    month = time.time() - 30 * 86400
+    os.utime(mark, (month, month))
+    assert store.gc(grace=0).images == (image.digest,)
+
+
+def test_records_of_earlier_versions_are_read(store: ImageStore) -> None:
+    image = publish(store, 1)
+    pulled(store, ("linux/amd64", image))
+    path = next(Path(store.root, "tags").rglob("*.json"))
+    document = json.loads(path.read_text())
+    del document["built"]
+    path.write_text(json.dumps(document))
+    assert store.lookup(REFERENCE, Platform()) == image
