@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from udi_core.errors import UdiError as UdiError
     from udi_core.errors import UnsupportedImage as UnsupportedImage
     from udi_core.errors import UsageError as UsageError
+    from udi_core.host_calls import HostCalls as HostCalls
     from udi_core.image_config import Platform as Platform
     from udi_core.launch import enter as enter
     from udi_core.launch import find as find
@@ -100,6 +101,7 @@ _EXPORTS = {
         " InvalidReference LaunchError MountError NotExecutable PolicyError RegistryError StoreError StoreFull"
         " ToolFailed ToolMissing UdiError UnsupportedImage UsageError"
     ),
+    "host_calls": "HostCalls",
     "launch": "enter find",
     "image_config": "Platform",
     "mount": "MountedImage NodeMounts",

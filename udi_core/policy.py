@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from udi_core.volumes import Volume
 
 
+#: What a workflow engine or a notebook needs of Slurm, and ``udi`` itself for other images.
+BATCH_CLIENTS = ("sacct", "salloc", "sbatch", "scancel", "scontrol", "sinfo", "squeue", "srun", "sstat", "udi")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """What is allowed; by default everything that the user could do anyway.
@@ -37,6 +41,7 @@ class Policy:
         denied_sources: directories of which a task must not see anything: no volume may lie in one, or hold one.
         denied_targets: directories of the image over which, and in which, no volume may be mounted, whatever symbolic
             links of the image lead there.
+        host_programs: programs of the node that an image may call where its user asks for it; empty for none.
     """
 
     registries: tuple[str, ...] = ()
@@ -45,6 +50,7 @@ class Policy:
     volume_sources: tuple[str, ...] = ()
     denied_sources: tuple[str, ...] = ()
     denied_targets: tuple[str, ...] = ()
+    host_programs: tuple[str, ...] = BATCH_CLIENTS
 
 
 def parse_policy(value: Any, origin: str) -> Policy:

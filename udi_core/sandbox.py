@@ -284,10 +284,7 @@ def environment(spec: LaunchSpec, mounted: MountedImage, config: Config, host: H
     """
     result = {"PATH": DEFAULT_PATH}
     for name, value in host.environ.items():
-        if spec.clearenv:
-            keep = name in _KEPT_WHEN_CLEARED
-        else:
-            keep = name not in _SCRUBBED and not name.startswith(_SCRUBBED_PREFIXES)
+        keep = name in _KEPT_WHEN_CLEARED if spec.clearenv else not names_files(name)
         if keep and (name not in _IF_VISIBLE or (value.startswith("/") and view.kind(resolve(view, value)))):
             result[name] = value
     image = mounted.image.config.env
@@ -296,6 +293,11 @@ def environment(spec: LaunchSpec, mounted: MountedImage, config: Config, host: H
     result.update(spec.env)
     result.update({name: _expand(value, result) for name, value in config.env.items()})
     return result
+
+
+def names_files(variable: str) -> bool:
+    """Whether a variable leads a loader, an interpreter or a compiler to files, which differ from node to image."""
+    return variable in _SCRUBBED or variable.startswith(_SCRUBBED_PREFIXES)
 
 
 def _expand(value: str, env: Mapping[str, str]) -> str:
