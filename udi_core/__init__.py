@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from udi_core.node_kind import parse_kinds as parse_kinds
     from udi_core.platforms import host_platform as host_platform
     from udi_core.platforms import parse_platform as parse_platform
+    from udi_core.programs import find_program as find_program
     from udi_core.progress import Progress as Progress
     from udi_core.progress import ProgressSink as ProgressSink
     from udi_core.progress import ignore as ignore
@@ -107,6 +108,7 @@ _EXPORTS = {
     "mount": "MountedImage NodeMounts",
     "node_kind": "ancestry check_kind choose_kind parse_kinds",
     "platforms": "host_platform parse_platform",
+    "programs": "find_program",
     "progress": "Progress ProgressSink ignore",
     "pull": "pull",
     "reference": "ImageReference",

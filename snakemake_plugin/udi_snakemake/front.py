@@ -10,10 +10,6 @@ here = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 # Installed, both packages lie side by side; in a working copy udi_core is one level up.
 sys.path[:0] = [here] if os.path.isdir(os.path.join(here, "udi_core")) else [here, os.path.dirname(here)]
 
-from udi_snakemake import warm  # noqa: E402
-
-warm.replay(sys.argv[1], sys.argv[2:])
-
 from udi_snakemake import late_site  # noqa: E402
 from udi_snakemake.main import main  # noqa: E402
 

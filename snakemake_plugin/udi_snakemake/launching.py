@@ -22,10 +22,10 @@ _SUPPORT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "singularity
 _SOURCE_SCRIPTS = 'for script in /.singularity.d/env/*.sh; do [ -f "$script" ] && . "$script"; done; '
 
 
-def launch(action: Action, program: str, argv: list[str]) -> NoReturn:
+def launch(action: Action, question: warm.Question | None = None) -> NoReturn:
     """Become the program that ``action`` names, in its image, mounted and pulled as needed.
 
-    ``program`` and ``argv`` are what ``action`` was parsed from.
+    With ``question`` the front can do the same again without us.
 
     Raises:
         UdiError: anything that keeps the program from starting.
@@ -36,15 +36,15 @@ def launch(action: Action, program: str, argv: list[str]) -> NoReturn:
     host = Host.observe(mounted, cwd=cwd)
     spec = specify(action, mounted, host, name=resolved.name, env_file=_read_env_file(action, cwd))
     ready = build(spec, mounted, resolved.config, _contained(host) if action.contain else host)
-    if action.verb == "exec" and len(action.command) > 1:
+    if question is not None and len(action.command) > 1 and os.path.isfile(os.path.join(cwd, action.image)):
         warm.remember(
-            program,
-            argv,
-            launch_argv=ready.argv,
-            launch_env=ready.env,
-            lease_fd=mounted.lease_fd,
+            question,
+            argv=ready.argv[:-1],
+            env=ready.env,
+            leases=mounted.fds,
             root=mounted.view,
             inputs=_inputs(action, cwd, host.environ),
+            environ=host.environ,
         )
     execute(ready)
 

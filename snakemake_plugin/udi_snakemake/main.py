@@ -8,21 +8,32 @@ from collections.abc import Sequence
 
 from udi_core import LaunchError, UdiError
 from udi_snakemake.arguments import ACTIONS, Action, Help, Inspect, Version, parse
+from udi_snakemake.warm import take_question
 
 #: docker-run(1): UDI's own failure, told apart from the program's status.
 _OWN_FAILURE = 125
 
 
+def _forget_locale() -> None:
+    """Where the locale is C, Python sets LC_CTYPE for itself and its children (PEP 538); a task is not our child."""
+    if os.environ.get("LC_CTYPE") == "C.UTF-8":
+        with open("/proc/self/environ", "rb") as file:
+            if b"LC_CTYPE" not in [entry.partition(b"=")[0] for entry in file.read().split(b"\0")]:
+                del os.environ["LC_CTYPE"]
+
+
 def main(program: str, argv: Sequence[str]) -> int:
     """Carry out one command line; returns the exit status, unless the process has become the program in the image."""
     acting = bool(set(ACTIONS) & set(argv))
+    question = take_question()
+    _forget_locale()
     try:
         request = parse(argv, os.environ, program)
         acting = isinstance(request, Action)
         if isinstance(request, Action):
             from udi_snakemake.launching import launch
 
-            launch(request, program, list(argv))
+            launch(request, question)
         elif isinstance(request, Help):
             from udi_snakemake.help import text
 

@@ -535,16 +535,38 @@ class TestFront:
         assert done.stdout == "/opt\n1 three\n"
 
     def test_a_warm_start_gives_what_a_cold_one_gave(self, env: dict[str, str], pointer: str, tmp_path: Path) -> None:
-        def ask(word: str, **more: str) -> str:
-            done = front({**env, **more}, ["exec", "--bind", str(tmp_path), pointer, "sh", "-c", word], cwd=tmp_path)
-            return done.stdout + done.stderr
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\necho started >> {tmp_path}/starts\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        (tmp_path / "starts").touch()
+        variables = {**env, "UDI_PYTHON": str(python)}
+        variables.pop("LANG", None)
 
-        assert ask("echo one $FLAVOUR $X") == "one image\n"
-        assert ask("echo two $FLAVOUR $X") == "two image\n"
-        assert ask("echo two $FLAVOUR $X", X="set") == "two image set\n"
+        def ask(word: str, **more: str) -> list[str]:
+            argv = [os.path.join(workflows.front_directory(), "apptainer"), "exec", "--bind", str(tmp_path), pointer]
+            done = subprocess.run(
+                [*argv, "sh", "-c", word],
+                env={**variables, **more},
+                cwd=tmp_path,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            return [*done.stdout.splitlines(), str((tmp_path / "starts").read_text().count("started"))]
+
+        everything = (
+            "env | sort; pwd; id; umask; ulimit -a; cat /opt/marker; grep -E '^(SigIgn|CapEff)' /proc/self/status"
+        )
+        cold, warm = ask(everything), ask(everything)
+        assert (cold.pop(), warm.pop()) == ("1", "1")
+        assert cold == warm
+        assert ask("echo two $FLAVOUR $X") == ["two image", "1"]
+        assert ask("echo two $FLAVOUR $X", X="set") == ["two image set", "2"]
+        assert ask("exit 7") == ["2"]
         # A pointer to another image, a lock or a configuration file must be seen at once.
         Path(pointer).write_text("no image")
-        assert "no image" in ask("echo two")
+        assert "no image" in ask("echo two")[0]
 
 
 def test_oci_layouts_and_archives(env: dict[str, str], tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def environment() -> Iterator[dict[str, str]]:
     env |= {
         "HOME": os.path.join(directory, "home"),
         "PATH": f"{os.path.dirname(sys.executable)}:{without_fronts(env.get('PATH', ''))}",
+        "XDG_RUNTIME_DIR": directory,
         "UDI_STORE": os.path.join(directory, "store"),
         "UDI_NODE_DIR": os.path.join(directory, "node"),
         "UDI_SITE_CONFIG": os.environ["UDI_SITE_CONFIG"],
