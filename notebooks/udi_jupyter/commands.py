@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from udi_core import Command
 
@@ -16,6 +17,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     install.add_argument("--python", default="", metavar="PATH", help="default: the python3 on the image's PATH")
     install.add_argument("--volume", action="append", default=[], metavar="SRC:DST[:ro]")
     install.add_argument("--env", action="append", default=[], metavar="K=V")
+    install.add_argument("--srun", metavar="OPTIONS", help="run on another node, by srun with these options")
     install.add_argument("--prefix", help="install below this directory, not for the user alone")
     install.add_argument(
         "--no-pull", action="store_true", help="leave pulling, and finding ipykernel, to the first start"
@@ -37,7 +39,7 @@ def kernel(arguments: argparse.Namespace) -> int:
         return _install(arguments)
     if arguments.verb == "list":
         for each in kernelspec.installed():
-            print(f"{each.name}  {each.settings.image}  {each.display_name}")
+            print(f"{each.name}  {each.settings.image}  {each.display_name}  {shlex.join(each.settings.srun)}".rstrip())
     else:
         return _remove(arguments)
     return 0
@@ -58,6 +60,7 @@ def _install(arguments: argparse.Namespace) -> int:
             "python": arguments.python,
             "volumes": arguments.volume,
             "env": dict(each.split("=", 1) for each in arguments.env),
+            "srun": _srun(arguments.srun),
         }
     )
     encrypts = False
@@ -73,6 +76,17 @@ def _install(arguments: argparse.Namespace) -> int:
     )
     print(f"installed {made.name} in {made.directory}")
     return 0
+
+
+def _srun(options: str | None) -> tuple[str, ...]:
+    from udi_core import UsageError
+
+    if options is None:
+        return ()
+    try:
+        return ("srun", *shlex.split(options))
+    except ValueError as error:
+        raise UsageError(f"--srun {options!r} cannot be split into options", str(error)) from error
 
 
 def _remove(arguments: argparse.Namespace) -> int:

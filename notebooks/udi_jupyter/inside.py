@@ -44,11 +44,11 @@ class Inside:
     environ: Mapping[str, str]
     cwd: str
 
-    def launch(self, *command: str, volumes: tuple[Volume, ...] = (), support: tuple[Volume, ...] = ()) -> Launch:
+    def launch(self, *command: str, support: tuple[Volume, ...] = ()) -> Launch:
         """The command line that runs a program as the kernel would be run: it dies with the process that starts it."""
         spec = LaunchSpec(
             command=command,
-            volumes=(*volumes, *map(Volume.parse, self.settings.volumes)),
+            volumes=tuple(map(Volume.parse, self.settings.volumes)),
             support=support,
             env=self.settings.env,
             environ=self.environ,

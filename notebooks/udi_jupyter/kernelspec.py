@@ -18,7 +18,8 @@ from typing import Any
 
 from udi_core import ImageReference, UsageError, Volume
 
-PROVISIONER = "udi-provisioner"
+#: The kernel provisioners, as pyproject.toml names them: here, and on another node.
+PROVISIONER, SRUN_PROVISIONER = "udi-provisioner", "udi-srun-provisioner"
 
 #: The beginning of a kernelspec's argv; the provisioner puts the image's Python and ipykernel in its place.
 #: Jupyter rewrites an argv[0] that is called "python3" to its own interpreter, hence the name.
@@ -36,12 +37,14 @@ class KernelSettings:
         python: the image's Python: a path, or a name that is looked up along the image's PATH.
         volumes: ``SRC:DST[:ro]`` each.
         env: set in the kernel, above the image's own environment.
+        srun: the command that starts programs on another node; empty for a kernel on this one.
     """
 
     image: str
     python: str = ""
     volumes: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
+    srun: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> KernelSettings:
@@ -64,6 +67,7 @@ class KernelSettings:
             python=str(known.get("python", "")),
             volumes=tuple(known.get("volumes", ())),
             env={str(key): str(value) for key, value in known.get("env", {}).items()},
+            srun=tuple(known.get("srun", ())),
         )
         ImageReference.parse(settings.image)
         for volume in settings.volumes:
@@ -99,7 +103,10 @@ def kernel_json(settings: KernelSettings, display_name: str, *, encrypts: bool =
         "metadata": {
             "debugger": True,
             **({"supported_encryption": "curve"} if encrypts else {}),
-            "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": config},
+            "kernel_provisioner": {
+                "provisioner_name": SRUN_PROVISIONER if settings.srun else PROVISIONER,
+                "config": config,
+            },
         },
     }
 
@@ -126,7 +133,8 @@ def install(
             "Jupyter allows lower-case letters, digits, '.', '_' and '-'.",
             f"For example: --name {re.sub(r'[^a-z0-9._-]+', '-', name.lower()).strip('-.') or 'my-kernel'}",
         )
-    display_name = display_name or f"Python in {ImageReference.parse(settings.image).short} (UDI)"
+    where = "UDI, srun" if settings.srun else "UDI"
+    display_name = display_name or f"Python in {ImageReference.parse(settings.image).short} ({where})"
     with tempfile.TemporaryDirectory() as staging:
         with open(os.path.join(staging, "kernel.json"), "w") as file:
             json.dump(kernel_json(settings, display_name, encrypts=encrypts), file, indent=1)
@@ -140,7 +148,7 @@ def installed() -> Iterator[InstalledKernel]:
 
     for name, found in sorted(KernelSpecManager().get_all_specs().items()):
         provisioner = found["spec"].get("metadata", {}).get("kernel_provisioner", {})
-        if provisioner.get("provisioner_name") == PROVISIONER:
+        if provisioner.get("provisioner_name") in (PROVISIONER, SRUN_PROVISIONER):
             yield InstalledKernel(
                 name=name,
                 display_name=found["spec"]["display_name"],

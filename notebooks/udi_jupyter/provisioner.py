@@ -28,6 +28,7 @@ class UdiProvisioner(LocalProvisioner):
     python = Unicode(config=True)
     volumes = List(Unicode(), config=True)
     env = Dict(config=True)
+    srun = List(Unicode(), config=True)
 
     _resources: contextlib.ExitStack | None = None
 
@@ -61,7 +62,7 @@ class UdiProvisioner(LocalProvisioner):
             image = inside(self.settings, progress=progress, environ=kwargs["env"], cwd=kwargs.get("cwd"))
             kernel = resources.enter_context(image)
             ipykernel = provide(kernel, progress)
-            # jupyter_client before 8.9 has no encryption.
+            # Older releases of jupyter_client know no encryption.
             if getattr(manager, "curve_publickey", None) is not None and not ipykernel.encrypts:
                 raise UnsupportedImage(
                     f"The ipykernel of {self.image} cannot encrypt its connection",
@@ -72,8 +73,7 @@ class UdiProvisioner(LocalProvisioner):
                 kernel.python,
                 *ipykernel.start,
                 *kwargs["cmd"][len(START) :],
-                volumes=(Volume(source=runtime, target=runtime),),
-                support=ipykernel.support,
+                support=(*ipykernel.support, Volume(source=runtime, target=runtime)),
             )
             self._resources = resources.pop_all()
         # Jupyter sets JPY_PARENT_PID after this method, and a kernel whose parent is bwrap takes another parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -15,7 +14,8 @@ import pytest
 from jupyter_client.manager import KernelManager
 from udi_jupyter.kernelspec import KernelSettings, install, installed
 
-from tests.support import images
+from tests.support import images, kernels
+from tests.support.kernels import evaluate, running
 
 pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "apt-get")
 
@@ -28,9 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def kernel_image(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Debian's Python with ipykernel, which needs libstdc++ for ZeroMQ."""
-    path = tmp_path_factory.mktemp("image") / "layout"
-    images.derive(images.image("numeric"), path, [images.python_layer("ipykernel", name="numeric")])
-    return f"oci:{path}:latest"
+    return kernels.kernel_image(tmp_path_factory.mktemp("image") / "layout")
 
 
 @pytest.fixture
@@ -55,40 +53,11 @@ def lent(cache: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return os.path.join(cache, "udi", "jupyter")
 
 
-@contextlib.contextmanager
-def kernel(name: str) -> Iterator[Any]:
-    """A client of a running kernel; its manager is ``client.manager``."""
-    manager = KernelManager(kernel_name=name)
-    manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(timeout=120)
-        client.manager = manager
-        yield client
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-
-
 @pytest.fixture
 def client(environment: Mapping[str, str], kernel_image: str) -> Iterator[Any]:
     install(KernelSettings(image=kernel_image, env={"FROM_SPEC": "yes"}), name="in-image")
-    with kernel("in-image") as client:
+    with running("in-image") as client:
         yield client
-
-
-def evaluate(client: Any, code: str, timeout: float = 30, **options: Any) -> str:
-    """What a cell prints; an error raises."""
-    printed: list[str] = []
-
-    def hook(message: dict[str, Any]) -> None:
-        if message["msg_type"] == "stream":
-            printed.append(message["content"]["text"])
-
-    reply = client.execute_interactive(code, output_hook=hook, timeout=timeout, **options)
-    assert reply["content"]["status"] == "ok", reply["content"]
-    return "".join(printed)
 
 
 def test_a_cell_sees_the_image_and_the_working_directory(client: Any, tmp_path: Path) -> None:
@@ -102,17 +71,10 @@ def test_a_cell_sees_the_image_and_the_working_directory(client: Any, tmp_path: 
 
 def test_interrupt_restart_and_shutdown(client: Any) -> None:
     manager = client.manager
-    message = client.execute("import time\nprint('started', flush=True)\nfor _ in range(6000): time.sleep(0.1)")
-    # A kernel that only says "busy" cannot be interrupted yet.
-    while client.get_iopub_msg(timeout=60)["msg_type"] != "stream":
-        pass
-    manager.interrupt_kernel()
-    while (reply := client.get_shell_msg(timeout=60))["parent_header"].get("msg_id") != message:
-        pass
-    assert reply["content"]["ename"] == "KeyboardInterrupt"
+    assert kernels.interrupted(client) == "KeyboardInterrupt"
     evaluate(client, "kept = 1")
     manager.restart_kernel(now=False)
-    client.wait_for_ready(timeout=60)
+    client.wait_for_ready(timeout=kernels.PATIENCE)
     assert evaluate(client, "print('kept' in globals())") == "False\n"
     provisioner = manager.provisioner
     manager.shutdown_kernel()
@@ -123,7 +85,7 @@ def test_ipykernel_is_lent_to_an_image_without_it(
     environment: dict[str, str], lent: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     install(KernelSettings(image=f"oci:{images.image('numeric').path}:latest"), name="without")
-    with kernel("without") as client:
+    with running("without") as client:
         assert "Downloading ipykernel for Python 3.11" in capfd.readouterr().err
         code = "import sys, ipykernel, subprocess\nprint(ipykernel.__file__, sys.path.index('/.udi/jupyter'))\n"
         code += "print(subprocess.run([sys.executable, '-c', 'import ipykernel']).returncode)"
