@@ -6,8 +6,6 @@ that starts in a warm image does not load the HTTP client.
 
 from __future__ import annotations
 
-from importlib import import_module
-
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
     from typing import Any
@@ -132,6 +130,8 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     # A submodule of the same name (pull) would take the place of the function: set it last, and for good.
     module, original = _HOME[name]
     value = getattr(import_module(f"{__name__}.{module}"), original)

@@ -15,13 +15,13 @@ import ctypes
 import errno
 import os
 import sys
-from collections.abc import Mapping
 
 from udi_core.errors import CommandNotFound, LaunchError, NotExecutable
 from udi_core.layout import Plan, Step
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import NoReturn
 
 # Since Linux 5.1 a system call has the same number everywhere (asm-generic/unistd.h); pivot_root is older.
@@ -47,6 +47,13 @@ def can_become() -> bool:
     # A kernel that knows the call complains of the size; an older one, or a seccomp filter, does not get there.
     result = _libc.syscall(_MOUNT_SETATTR, -1, b"", 0, None, 0)
     return bool(result == -1 and ctypes.get_errno() == errno.EINVAL)
+
+
+def restore_signals() -> None:
+    """Undo that Python ignores SIGPIPE and SIGXFSZ: what a process ignores it ignores after exec as well."""
+    # The C library's call: the module signal imports enum, which costs a warm start 3 ms.
+    for number in (13, 25):
+        _libc.signal(number, None)
 
 
 def become(plan: Plan) -> NoReturn:
@@ -218,18 +225,24 @@ def _execute(command: tuple[str, ...], env: Mapping[str, str]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     program = command[0]
-    try:
+    # Not os.execvpe: it imports warnings, which the image's root does not have.
+    directories = env.get("PATH", os.defpath).split(":")
+    refused: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+    for path in [program] if "/" in program else [f"{each or '.'}/{program}" for each in directories]:
         try:
-            os.execvpe(program, command, env)  # noqa: S606 -- becoming the task is the point
+            os.execve(path, command, env)  # noqa: S606 -- becoming the task is the point
+        except (FileNotFoundError, NotADirectoryError):
+            continue
         except OSError as error:
-            if error.errno != errno.ENOEXEC:
-                raise
-            # A script without "#!": execvp(3) gives it to the shell.
-            os.execve("/bin/sh", ("sh", *command), env)  # noqa: S606
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CommandNotFound(f"{program} is not in the image", str(error)) from error
-    except OSError as error:
-        raise NotExecutable(f"{program} cannot be executed", str(error)) from error
+            refused = error
+            if error.errno == errno.ENOEXEC:
+                # A script without "#!": execvp(3) gives it to the shell.
+                os.execve("/bin/sh", ("sh", path, *command[1:]), env)  # noqa: S606
+            if error.errno != errno.EACCES:
+                break
+    if refused.errno == errno.ENOENT:
+        raise CommandNotFound(f"{program} is not in the image", str(refused)) from refused
+    raise NotExecutable(f"{program} cannot be executed", str(refused)) from refused
 
 
 def _check(result: int, what: str) -> int:

@@ -7,14 +7,14 @@ imported only if a file exists: a task that starts on a machine without configur
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 
 from udi_core.errors import ConfigError, UsageError
 from udi_core.policy import Policy, parse_policy
+from udi_core.values import dataclass, field, names
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 SITE_FILE = "/etc/udi/config.yaml"
@@ -218,7 +218,7 @@ def _defaults(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str
         # A runtime directory of a dead login session is still named in the environment of batch jobs.
         "node_dir": os.path.join(runtime, "udi") if runtime and os.path.isdir(runtime) else f"/tmp/udi-{os.getuid()}",  # noqa: S108
     }
-    origins = {each.name: "default" for each in fields(Config) if each.name not in ("origins", "from_site")}
+    origins = {name: "default" for name in names(Config) if name not in ("origins", "from_site")}
     if scratch:
         origins["store"] = "$SCRATCH"
     return values, origins

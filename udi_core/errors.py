@@ -22,6 +22,7 @@ An error has three parts: ``brief`` (what happened, one line), ``details`` (the 
     │   ├── StoreFull        74  EX_IOERR: no space, no quota
     │   ├── ImageAbsent      66  EX_NOINPUT: not in the store
     │   └── LeaseLost        75  EX_TEMPFAIL: another node took this pull over
+    ├── OutputLost           74  EX_IOERR: standard output cannot be written
     ├── MountError           71  EX_OSERR: no mount backend works on this node
     └── LaunchError         125  the sandbox could not be built
         ├── NotExecutable   126  found in the image, but cannot be executed
@@ -138,6 +139,12 @@ class LeaseLost(StoreError):
     """Somebody else took a lease over while its holder slept."""
 
     exit_code = 75
+
+
+class OutputLost(UdiError):
+    """Standard output cannot be written, so that what was asked for did not arrive."""
+
+    exit_code = 74
 
 
 class MountError(UdiError):

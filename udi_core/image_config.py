@@ -5,7 +5,7 @@ Source: OCI image-spec 1.1, config.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from udi_core.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from udi_core.config import Config, load_config
+from udi_core.contexts import contextmanager
 from udi_core.errors import ImageAbsent
 from udi_core.image_config import Platform
 from udi_core.mount import NodeMounts
@@ -15,6 +13,10 @@ from udi_core.progress import ProgressSink, ignore
 from udi_core.reference import ImageReference
 from udi_core.sandbox import Host, Launch, LaunchSpec, build
 from udi_core.store import ImageStore, StoredImage
+
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def find(
@@ -50,7 +52,7 @@ def find(
     return pull(reference, store, config, platform=platform, progress=progress)
 
 
-@contextlib.contextmanager
+@contextmanager
 def enter(
     reference: ImageReference | str,
     spec: LaunchSpec,

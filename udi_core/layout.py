@@ -9,11 +9,13 @@ files are shown by symbolic links into a second mount of the whole image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-
 from udi_core.errors import LaunchError
 from udi_core.tree import Tree, View, resolve
+from udi_core.values import dataclass
+
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 #: Where the whole image is shown a second time, if a directory with many files had to be opened.
 HIDDEN = "/.udi"

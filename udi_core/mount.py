@@ -17,23 +17,25 @@ mount of the plain slot.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
 
 from udi_core import etc_files
-from udi_core.backends import PROCESSLESS, Held, Place, load, start_time
+from udi_core.backends import NAMES, PROCESSLESS, Held, Place, load, start_time
+from udi_core.contexts import contextmanager, suppress
+from udi_core.documents import parse_json
 from udi_core.errors import ConfigError, MountError, UdiError
 from udi_core.programs import require_program
 from udi_core.progress import Progress, ProgressSink, ignore
+from udi_core.values import dataclass, names, replace
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
     from udi_core.config import Config
     from udi_core.store import ImageStore, StoredImage
 
@@ -284,7 +286,7 @@ class NodeMounts:
             Digests of what was taken away.
         """
         removed = self._reap(0)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.rmdir(self._base)
             os.rmdir(self._config.node_dir)
         return removed
@@ -372,7 +374,7 @@ class _Slot:
         os.set_inheritable(fd, True)
         return fd
 
-    @contextlib.contextmanager
+    @contextmanager
     def locked(self) -> Iterator[None]:
         """Exclusive right to mount and unmount here."""
         fd = os.open(self.place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -386,15 +388,17 @@ class _Slot:
         """What the state file says, whether that is still true or not."""
         try:
             with open(self.place.state, "rb") as file:
-                return MountState(**json.loads(file.read()))
+                return _state(parse_json(file.read()))
         except (OSError, ValueError, TypeError):
             return None
 
     def write(self, state: MountState) -> None:
         """Publish the mount."""
+        import json
+
         temporary = self.place.state + ".part"
         with open(temporary, "w") as file:
-            json.dump(asdict(state), file)
+            json.dump({name: getattr(state, name) for name in names(MountState)}, file)
         os.chmod(temporary, 0o644 if self._for_all else 0o600)
         os.rename(temporary, self.place.state)
 
@@ -435,7 +439,7 @@ class _Slot:
     def discard(self) -> None:
         """Remove what is left of an earlier mount."""
         state = self.read()
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             os.unlink(self.place.state)
         if state is not None:
             held = Held(pid=state.pid, started=state.started, device=state.device)
@@ -471,7 +475,7 @@ class _Slot:
                 unused = time.time() - os.fstat(lease).st_mtime
                 if (state is not None or self.name == "shared") and unused < idle:
                     return False
-                with contextlib.suppress(UdiError, OSError):
+                with suppress(UdiError, OSError):
                     self.discard()
                 if store is not None:
                     store.unmark_use(self.digest, self.user_of_the_store())
@@ -489,13 +493,29 @@ class _Slot:
             if name.startswith("etc-"):
                 remove(os.path.join(self.directory, name))
         for path in (self.place.log, self.place.lease, self.place.lock):
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 os.unlink(path)
-        with contextlib.suppress(OSError):  # left by a backend that failed
+        with suppress(OSError):  # left by a backend that failed
             os.rmdir(self.place.root)
-        with contextlib.suppress(OSError):  # a mount that could not be taken away
+        with suppress(OSError):  # a mount that could not be taken away
             os.rmdir(self.directory)
             os.rmdir(os.path.dirname(self.directory))
+
+
+def _state(document: dict[str, Any]) -> MountState:
+    """The state that a file describes.
+
+    Raises:
+        TypeError, ValueError: it is damaged.
+    """
+    state = MountState(**document)
+    for name, kind in MountState.__annotations__.items():
+        given = type(getattr(state, name)).__name__
+        if given != kind and (given, kind) != ("int", "float"):
+            raise TypeError(f"{name} is {given}")
+    if state.backend not in NAMES:
+        raise ValueError(state.backend)
+    return state
 
 
 def probe_backends(config: Config) -> list[Verdict]:

@@ -8,9 +8,12 @@ know, or where a test pretends; ``archspec cpu`` prints what it finds.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
 
 from udi_core.errors import UsageError
+
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 DEFAULT = "default"
 VARIABLE = "UDI_NODE_KIND"

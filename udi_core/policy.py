@@ -8,15 +8,14 @@ users on paths that it supports, not a wall against a user who starts bubblewrap
 from __future__ import annotations
 
 import os.path
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
 
 from udi_core.errors import ConfigError, PolicyError
 from udi_core.tree import is_below, resolve
+from udi_core.values import dataclass, names
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from udi_core.reference import ImageReference
@@ -59,9 +58,9 @@ def parse_policy(value: Any, origin: str) -> Policy:
     Raises:
         ConfigError: a key is unknown, or its value is of the wrong type.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise ConfigError(f"{origin} sets policy to a wrong value", "A mapping is needed.")
-    known = {each.name: each for each in fields(Policy)}
+    known = names(Policy)
     found: dict[str, Any] = {}
     for key, given in value.items():
         if key not in known:
@@ -160,6 +159,10 @@ def denied_target(policy: Policy, target: str) -> bool:
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     """``ghcr.io`` alone stands for all that is in it."""
+    if not patterns:
+        return False
+    from fnmatch import fnmatchcase  # imports re, which a site without such rules need not pay for
+
     return any(fnmatchcase(name, each) or name.startswith(each.rstrip("/") + "/") for each in patterns)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from udi_core.values import dataclass
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Literal
 
     Phase = Literal["resolve", "wait", "download", "flatten", "publish", "mount", "copy"]
@@ -33,8 +33,11 @@ class Progress:
     note: str = ""
 
 
-#: Called from the thread that does the work, possibly many times a second; must not raise or block.
-ProgressSink = Callable[[Progress], None]
+if TYPE_CHECKING:
+    #: Called from the thread that does the work, possibly many times a second; must not raise or block.
+    ProgressSink = Callable[[Progress], None]
+else:
+    ProgressSink = object
 
 
 def ignore(event: Progress) -> None:

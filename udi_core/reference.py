@@ -8,10 +8,9 @@ Sources: the grammar of distribution/reference (registry, repository, tag, diges
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
 
 from udi_core.errors import InvalidReference
+from udi_core.values import dataclass
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
 
-_REGISTRY = re.compile(
-    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?"
-)
-_COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
-_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
-_IMAGE_ID = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
 _FILE_SUFFIXES = (".squashfs", ".sqsh", ".sqfs", ".sif", ".simg")
 _EXAMPLES = (
     "Right ones look like: ubuntu:24.04   docker:ghcr.io/lab/reco:2.1   docker://host:5000/team/tool@sha256:<64 hex>"
@@ -96,26 +88,26 @@ class ImageReference:
             return InvalidReference(f"{text!r} is not an image reference", details, _EXAMPLES)
 
         rest, at, digest = name.partition("@")
-        if at and not _DIGEST.fullmatch(digest):
+        if at and not _is_digest(digest):
             raise wrong(f"The digest {digest!r} is not sha256: with 64 lower-case hexadecimal digits.")
         head, slash, tail = rest.partition("/")
         if slash and ("." in head or ":" in head or head == "localhost" or head != head.lower()):
             registry, rest = head, tail
-            if not _REGISTRY.fullmatch(registry):
+            if not _is_registry(registry):
                 raise wrong(f"The registry {registry!r} is not a host name with an optional port.")
         else:
             registry = DEFAULT_REGISTRY
         if registry in ("index.docker.io", "registry-1.docker.io"):
             registry = DEFAULT_REGISTRY
         repository, colon, tag = rest.partition(":")
-        if colon and not _TAG.fullmatch(tag):
+        if colon and not _is_tag(tag):
             raise wrong(
                 f"The tag {tag!r} must be 1 to 128 letters, digits, '_', '.' or '-', and not begin with '.' or '-'."
             )
         if not repository:
             raise wrong("The repository is missing.")
         for component in repository.split("/"):
-            if not _COMPONENT.fullmatch(component):
+            if not _is_component(component):
                 reason = (
                     "upper-case letters are not allowed"
                     if component != component.lower()
@@ -139,14 +131,14 @@ class ImageReference:
                 f"{text!r} is not an image reference", f"Nothing follows {scheme!r}:.", f"Write {scheme}:NAME."
             )
         if scheme == "id":
-            match = _IMAGE_ID.fullmatch(rest)
-            if not match:
+            digits = rest.removeprefix("sha256:")
+            if not (12 <= len(digits) <= 64 and _only(digits, _HEXADECIMAL)):
                 raise InvalidReference(
                     f"{text!r} is not an image reference",
                     f"The image id {rest!r} is not 12 to 64 lower-case hexadecimal digits.",
                     "`udi images` lists the ids of the images in the store.",
                 )
-            return cls(transport="id", digest=match[1])
+            return cls(transport="id", digest=digits)
         path, tag = rest, None
         if scheme in ("oci", "docker-archive"):
             # The tag of a docker-archive is itself NAME:TAG, so split at the first colon behind the path.
@@ -154,7 +146,16 @@ class ImageReference:
             if ":" in base or ":" in head:
                 path, _, tag = rest.partition(":")
             tag = tag or None
-        return cls(transport=scheme, tag=tag, path=os.path.normpath(os.path.join(cwd or os.getcwd(), path)))  # type: ignore[arg-type]
+        if not path.startswith("/"):
+            try:
+                path = os.path.join(cwd or os.getcwd(), path)
+            except FileNotFoundError:
+                raise InvalidReference(
+                    f"{text!r} is not an image reference",
+                    "Its path is relative, and the current directory does not exist any more.",
+                    "Write an absolute path, or cd to another directory.",
+                ) from None
+        return cls(transport=scheme, tag=tag, path=os.path.normpath(path))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         """The canonical form; ``parse(str(reference)) == reference``."""
@@ -174,3 +175,43 @@ class ImageReference:
         if self.transport != "docker":
             return str(self)
         return str(self).removeprefix("docker://").removeprefix(f"{DEFAULT_REGISTRY}/").removeprefix("library/")
+
+
+# What distribution/reference writes as regular expressions.  Importing re costs a warm start 5 ms.
+_HEXADECIMAL = "0123456789abcdef"
+_LOWER = "abcdefghijklmnopqrstuvwxyz0123456789"
+_LETTERS = _LOWER + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def _only(text: str, characters: str) -> bool:
+    return bool(text) and not text.strip(characters)
+
+
+def _is_registry(text: str) -> bool:
+    """A host name, an address or ``[IPv6]``, and an optional port of up to five digits."""
+    host, colon, port = text.rpartition(":")
+    if not colon or (host.startswith("[") and not host.endswith("]")):
+        host, port = text, "0"
+    if not (_only(port, "0123456789") and len(port) <= 5):
+        return False
+    if host.startswith("["):
+        return host.endswith("]") and _only(host[1:-1], _HEXADECIMAL + "ABCDEF:")
+    labels = host.split(".")
+    return all(_only(label, _LETTERS + "-") and "-" not in (label[0], label[-1]) for label in labels)
+
+
+def _is_tag(text: str) -> bool:
+    return len(text) <= 128 and _only(text, _LETTERS + "_.-") and text[0] not in ".-"
+
+
+def _is_digest(text: str) -> bool:
+    algorithm, _, digits = text.partition(":")
+    return len(digits) == {"sha256": 64, "sha512": 128}.get(algorithm) and _only(digits, _HEXADECIMAL)
+
+
+def _is_component(text: str) -> bool:
+    """Lower-case letters and digits, in runs that ``.``, ``_``, ``__`` or any number of ``-`` separate."""
+    if not _only(text, _LOWER + "._-") or text[0] in "._-" or text[-1] in "._-":
+        return False
+    separators = "".join(" " if character in _LOWER else character for character in text).split()
+    return all(each in (".", "_", "__") or _only(each, "-") for each in separators)

@@ -8,19 +8,18 @@ status, cgroup, standard streams and process group are its own.
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from udi_core.errors import CommandNotFound, ConfigError, LaunchError, NotExecutable
 from udi_core.layout import Mount, Plan, place, steps
 from udi_core.policy import check_source, check_target, denied_source, denied_target
 from udi_core.programs import require_program
 from udi_core.tree import DiskTree, Tree, View, is_below, resolve
+from udi_core.values import dataclass, field
 from udi_core.volumes import Volume
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import NoReturn
 
     from udi_core.config import Config
@@ -261,14 +260,11 @@ def execute(launch: Launch) -> NoReturn:
     Raises:
         LaunchError: the kernel refused.
     """
-    # Python ignores these two, and what a process ignores it ignores after exec as well.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    if launch.plan is not None:
-        from udi_core.become import become, can_become
+    from udi_core.become import become, can_become, restore_signals
 
-        if can_become():
-            become(launch.plan)
+    restore_signals()
+    if launch.plan is not None and can_become():
+        become(launch.plan)
     try:
         os.execve(launch.argv[0], launch.argv, launch.env)  # noqa: S606 -- becoming the task is the point
     except OSError as error:

@@ -14,21 +14,21 @@ a tag by one rename of a file, so a reader sees the old digest or the new one.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
+from udi_core.contexts import contextmanager, suppress
+from udi_core.documents import parse_json
 from udi_core.errors import CorruptImage, ImageAbsent, StoreError, StoreFull, UsageError
 from udi_core.image_config import ImageConfig, Platform
 from udi_core.platforms import can_run, host_platform, level, parse_platform
 from udi_core.reference import ImageReference
+from udi_core.values import dataclass, field
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 _SQUASHFS = "image.squashfs"
@@ -131,7 +131,7 @@ class ImageStore:
         if reference.transport == "id":
             return self.image(self.expand(reference.digest or ""))
         if reference.transport == "docker" and reference.digest and reference.tag is None:
-            with contextlib.suppress(ImageAbsent):
+            with suppress(ImageAbsent):
                 return self.image(reference.digest)  # a platform manifest's digest is the image's own
         tag = self.tag(reference)
         digest = tag and _pick(tag, platform)
@@ -154,7 +154,7 @@ class ImageStore:
         directory = self._image_directory(digest)
         try:
             with open(os.path.join(directory, _RECORD), "rb") as file:
-                return _parse_image(json.load(file), digest, os.path.join(directory, _SQUASHFS))
+                return _parse_image(parse_json(file.read()), digest, os.path.join(directory, _SQUASHFS))
         except FileNotFoundError:
             raise ImageAbsent(
                 f"Image {digest[:19]} is not in the store",
@@ -191,7 +191,7 @@ class ImageStore:
         """What a reference was last seen to name, or None."""
         try:
             with open(self._tag_path(reference), "rb") as file:
-                return _parse_tag(json.load(file))
+                return _parse_tag(parse_json(file.read()))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except _DAMAGE as error:
@@ -202,7 +202,7 @@ class ImageStore:
     def images(self) -> Iterator[StoredImage]:
         """All images, by digest; damaged ones are passed over (``udi verify`` finds them)."""
         for digest in self._digests():
-            with contextlib.suppress(StoreError):
+            with suppress(StoreError):
                 yield self.image(digest)
 
     def _digests(self) -> Iterator[str]:
@@ -219,7 +219,7 @@ class ImageStore:
                 if name.endswith(".json"):
                     try:
                         with open(os.path.join(directory, name), "rb") as file:
-                            tag = _parse_tag(json.load(file))
+                            tag = _parse_tag(parse_json(file.read()))
                     except _DAMAGE:
                         continue
                     yield tag
@@ -242,7 +242,7 @@ class ImageStore:
         """Where the lease of a digest's producer is."""
         return os.path.join(self.root, "locks", digest.replace(":", "-"))
 
-    @contextlib.contextmanager
+    @contextmanager
     def staging(self, digest: str) -> Iterator[str]:
         """A directory of one's own, in which an image is made; removed at the end if it was not published."""
         self.prepare()
@@ -292,7 +292,7 @@ class ImageStore:
     def set_tag(self, reference: ImageReference, digest: str, platform: Platform, image: StoredImage) -> None:
         """Record what a reference names.  Atomic; other platforms' images stay if the digest is unchanged."""
         before = None
-        with contextlib.suppress(StoreError):  # a damaged one is replaced
+        with suppress(StoreError):  # a damaged one is replaced
             before = self.tag(reference)
         if before is None or before.digest != digest:
             before = None
@@ -402,7 +402,7 @@ class ImageStore:
             The file whose removal ends the use, for a process that outlives this one.
         """
         path = self._use_path(digest, node)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "w"):
                 os.utime(path)
@@ -410,7 +410,7 @@ class ImageStore:
 
     def unmark_use(self, digest: str, node: str) -> None:
         """Say that a node has unmounted an image; idempotent."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(self._use_path(digest, node))
 
     def users(self, digest: str, *, stale: float = STALE) -> list[str]:
@@ -444,7 +444,7 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-@contextlib.contextmanager
+@contextmanager
 def translated(root: str) -> Iterator[None]:
     """Turn the operating system's errors of writing the store into the store's own."""
     try:
@@ -548,6 +548,8 @@ def verify(image: StoredImage, chunk: int = 1 << 20) -> None:
 
 
 def _write_json(path: str, document: dict[str, Any]) -> None:
+    import json
+
     with open(path, "w") as file:
         json.dump(document, file, indent=1)
         file.flush()
@@ -592,5 +594,5 @@ def _remove_tree(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(path)

@@ -7,7 +7,6 @@ without a mount.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from udi_core.errors import LaunchError
 
@@ -18,6 +17,7 @@ _LINKS = 40
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Protocol
 else:
     Protocol = object

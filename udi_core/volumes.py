@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
 
 from udi_core.errors import UsageError
-
-_SPLIT = re.compile(r"(?<!\\):")
+from udi_core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,15 +35,21 @@ class Volume:
         def wrong(details: str) -> UsageError:
             return UsageError(f"{text!r} is not a volume", details, "Write SRC:DST or SRC:DST:ro, DST being absolute.")
 
-        parts = [part.replace("\\:", ":") for part in _SPLIT.split(text)]
-        if not 1 <= len(parts) <= 3 or not all(parts):
-            raise wrong("It needs one to three parts, none of them empty.")
         if "\0" in text:
             raise wrong("A path cannot hold a NUL byte.")
+        parts = [part.replace("\0", ":") for part in text.replace("\\:", "\0").split(":")]
+        if not 1 <= len(parts) <= 3 or not all(parts):
+            raise wrong("It needs one to three parts, none of them empty.")
         mode = parts[2] if len(parts) == 3 else "rw"
         if mode not in ("ro", "rw"):
             raise wrong(f"The mode {mode!r} is neither ro nor rw.")
-        source = os.path.normpath(os.path.join(cwd or os.getcwd(), os.path.expanduser(parts[0])))
+        source = os.path.expanduser(parts[0])
+        if not source.startswith("/"):
+            try:
+                source = os.path.join(cwd or os.getcwd(), source)
+            except FileNotFoundError:
+                raise wrong("It is relative, and the current directory does not exist any more.") from None
+        source = os.path.normpath(source)
         target = parts[1] if len(parts) > 1 else source
         if not target.startswith("/"):
             raise wrong(f"The target {target!r} is not an absolute path.")

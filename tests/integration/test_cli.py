@@ -106,6 +106,65 @@ def test_run_passes_environment_volumes_directory_and_status(
     assert clear.stdout == "[]\n"
 
 
+def test_a_variable_is_passed_on_only_if_it_is_set(base_image: str, udi_env: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "vars").write_text("FROM_FILE\nUNSET_FILE\n")
+    options = ["-e", "SET", "-e", "UNSET", "--env-file", f"{tmp_path}/vars", "--clearenv"]
+    env = {**udi_env, "SET": "1", "FROM_FILE": "2"}
+    script = "echo ${SET-no} ${FROM_FILE-no} ${UNSET-no} ${UNSET_FILE-no}"
+    done = udi("run", *options, base_image, "--", "bash", "-c", script, env=env)
+    assert done.stdout == "1 2 no no\n", done.stderr
+    check_three_parts(udi("run", "-e", "=x", base_image, "--", "true", env=env), 125, "name is missing")
+
+
+def shell(script: str, env: Mapping[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A shell script in which $udi is the command."""
+    env = {**env, "udi": f"{sys.executable} -P -m udi_core"}
+    argv = ["bash", "-c", script]
+    return subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def test_closed_streams_are_dev_null_for_the_task(base_image: str, udi_env: dict[str, str]) -> None:
+    assert udi("run", base_image, "--", "true", env=udi_env).returncode == 0
+    env = {**udi_env, "REF": base_image}
+    look = "$udi run $REF -- bash -c 'echo out; echo err >&2; cat; readlink /proc/self/fd/{0,1,2} >/tmp/streams'"
+    look = look.replace("/tmp/streams", f"{udi_env['HOME']}/streams")
+    for closed in ("<&- >&- 2>&-", ">&-", "<&-", "2>&-"):
+        done = shell(f"{look} {closed}", env)
+        assert done.returncode == 0, (closed, done)
+        streams = Path(udi_env["HOME"], "streams").read_text().split()
+        assert ("/dev/null" in streams) and not any("lease" in each for each in streams), (closed, streams)
+    for closed in (">&-", "<&-", "2>&-"):
+        assert shell(f"$udi images {closed}", env).returncode == 0
+        assert shell(f"$udi nosuch {closed}", env).returncode == 2
+
+
+def test_an_output_that_is_full(base_image: str, udi_env: dict[str, str]) -> None:
+    env = {**udi_env, "REF": base_image}
+    done = shell("$udi pull $REF 2>/dev/full", env)
+    assert done.returncode == 0, done
+    check_three_parts(shell("$udi images >/dev/full", env), 74, "cannot be written", "No space left")
+    check_three_parts(shell("$udi config show --json >/dev/full", env), 74, "cannot be written")
+    assert shell("$udi nosuch 2>/dev/full", env).returncode == 2
+    assert shell("$udi run $REF -- nosuch 2>/dev/full", env).returncode == 127
+    assert shell("$udi images --json 2>&1 | head -c 1", env).returncode == 0
+
+
+def test_a_current_directory_that_is_gone(base_image: str, udi_env: dict[str, str], tmp_path: Path) -> None:
+    assert udi("pull", base_image, env=udi_env).returncode == 0
+    env = {**udi_env, "REF": base_image}
+    gone = tmp_path / "gone"
+
+    def there(command: str) -> subprocess.CompletedProcess[str]:
+        gone.mkdir()
+        return shell(f"rmdir $PWD; {command}", env, gone)
+
+    check_three_parts(there("$udi run $REF -- true"), 125, "current directory", "cd to another")
+    check_three_parts(there("$udi run -V x:/x $REF -- true"), 125, "current directory")
+    check_three_parts(there("$udi pull oci:x"), 2, "current directory")
+    assert there("$udi images").returncode == 0
+    assert there("$udi pull $REF").returncode == 0
+
+
 def test_a_volume_that_is_read_only_cannot_be_written(base_image: str, udi_env: dict[str, str], tmp_path: Path) -> None:
     done = udi("run", "-V", f"{tmp_path}:/data:ro", base_image, "--", "touch", "/data/x", env=udi_env)
     assert done.returncode == 1 and "Read-only" in done.stderr

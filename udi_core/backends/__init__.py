@@ -5,8 +5,7 @@ Each backend is a module with the functions of :class:`Backend`; :func:`load` im
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import import_module
+from udi_core.values import dataclass
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
@@ -86,6 +85,8 @@ class Backend(Protocol):
 
 def load(name: str) -> Backend:
     """The backend of one of :data:`NAMES`."""
+    from importlib import import_module
+
     backend: Backend = import_module(f"udi_core.backends.{name}")
     return backend
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Sequence
 
-from udi_core.errors import UdiError
+from udi_core.errors import OutputLost, UdiError
+
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _RUNNERS = ("run", "shell")
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit code; errors are printed, never raised."""
+    _open_streams()
     command = next((word for word in argv if not word.startswith("-")), "")
     json_output = "--json" in argv and command not in _RUNNERS
     try:
-        from udi_core.cli.parser import dispatch
-
-        return dispatch(argv)
+        status = _dispatch(argv)
+        sys.stdout.flush()
+        return status
     except UdiError as error:
         _report(error, json_output)
         # docker-run(1): 125 is the launcher's own failure, so that a program's status can be told from ours.
@@ -28,10 +33,14 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone (`udi images | head`); Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # The reader of our output has gone (`udi images | head`).
+        _silence(1)
         return 141
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            _silence(1)
+            _report(OutputLost("The output cannot be written", error.strerror or str(error), "Make room."), False)
+            return OutputLost.exit_code
         if os.environ.get("UDI_DEBUG"):
             raise
         _report(
@@ -45,6 +54,41 @@ def main(argv: Sequence[str]) -> int:
         return 125 if command in _RUNNERS else UdiError.exit_code
 
 
+# What write(2) says when there is no room; the store's own files are reported by the store.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if argv and argv[0] in _RUNNERS:
+        from udi_core.cli.arguments import read
+
+        arguments = read(argv[0], argv[1:])
+        if arguments is not None:
+            from udi_core.cli import run
+
+            return run.run(arguments) if argv[0] == "run" else run.shell(arguments)
+    from udi_core.cli.parser import dispatch
+
+    return dispatch(argv)
+
+
+def _open_streams() -> None:
+    """Open what the caller closed (``>&-``): else a lock file would become the task's standard output."""
+    fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    if fd > 2:
+        os.close(fd)
+        return
+    os.set_inheritable(fd, True)
+    stream = open(fd, "r" if fd == 0 else "w", closefd=False)
+    setattr(sys, ("stdin", "stdout", "stderr")[fd], stream)
+    _open_streams()
+
+
+def _silence(fd: int) -> None:
+    """Send what is still buffered nowhere: Python writes it at exit, and would complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+
+
 def _report(error: UdiError, json_output: bool) -> None:
     if json_output:
         import json
@@ -53,9 +97,13 @@ def _report(error: UdiError, json_output: bool) -> None:
         document = {"error": {"kind": type(error).__name__, "exit_code": error.exit_code, **fields}}
         print(json.dumps(document, indent=1), flush=True)
         return
-    sys.stdout.flush()
     bold, plain = ("\033[1;31m", "\033[0m") if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else ("", "")
     lines = [f"{bold}udi: {error.brief}{plain}"]
     for part in (error.details, error.hint):
         lines += [f"     {line}" for line in part.splitlines()]
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    except OSError:  # the exit code still says it
+        for fd in (1, 2):
+            _silence(fd)

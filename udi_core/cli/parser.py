@@ -6,14 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 
+from udi_core.cli.arguments import OPTIONS, Option, default
 from udi_core.errors import UsageError
+from udi_core.values import dataclass
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 Parser = argparse.ArgumentParser
 
@@ -78,39 +79,28 @@ def _inspect(parser: Parser) -> None:
     _json(parser)
 
 
-def _environment(parser: Parser) -> None:
-    parser.add_argument(
-        "-V",
-        "--volume",
-        metavar="SRC:DST[:ro]",
-        action="append",
-        default=[],
-        help="show a file or directory of this machine in the image; may be repeated",
-    )
-    parser.add_argument("-e", "--env", metavar="K[=V]", action="append", default=[], help="set a variable")
-    parser.add_argument("--env-file", metavar="FILE", action="append", default=[], help="set the variables of a file")
-    parser.add_argument("--clearenv", action="store_true", help="pass no variable of this environment on")
-    parser.add_argument("-w", "--workdir", metavar="DIR", help="begin in this directory of the image")
-    parser.add_argument("--no-pull", action="store_true", help="fail if the image is not in the store")
-    _platform(parser)
+def _option(parser: Parser, option: Option) -> None:
+    more: dict[str, Any] = {"help": option.help, "default": default(option)}
+    if not option.metavar:
+        more["action"] = "store_true"
+    else:
+        more |= {"metavar": option.metavar, "action": "append" if option.many else "store"}
+    if option.optional:
+        more |= {"nargs": "?", "const": True}
+    parser.add_argument(*option.names, **more)
 
 
 def _run(parser: Parser) -> None:
-    _environment(parser)
-    parser.add_argument(
-        "--entrypoint",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="CMD",
-        help="run the image's entrypoint, or --entrypoint=CMD, in front of the command",
-    )
+    for option in OPTIONS:
+        _option(parser, option)
     _reference(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …", help="default: the image's command")
 
 
 def _shell(parser: Parser) -> None:
-    _environment(parser)
+    for option in OPTIONS:
+        if not option.run_only:
+            _option(parser, option)
     _reference(parser)
 
 
@@ -196,7 +186,6 @@ def dispatch(argv: Sequence[str]) -> int:
     name = argv[0] if argv else ""
     command = COMMANDS.get(name)
     if command is not None:
-        # The hot path: only this command's parser is built.
         parser = _Parser(prog=f"udi {name}", description=command.help, allow_abbrev=False)
         command.arguments(parser)
         return _call(command, parser.parse_args(argv[1:]))

@@ -94,7 +94,8 @@ class _Lines:
         if event.unit == "B" and event.total:
             amount += f" of {size(event.total)}"
         words = (_VERBS[event.phase], event.item, event.note, amount)
-        print("udi:", " ".join(word for word in words if word), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a full disk behind 2> is no reason to fail
+            print("udi:", " ".join(word for word in words if word), file=sys.stderr, flush=True)
 
 
 def size(count: int) -> str:
