@@ -14,6 +14,7 @@ from udi_core.errors import UsageError
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
 DEFAULT = "default"
 VARIABLE = "UDI_NODE_KIND"
@@ -27,12 +28,23 @@ def ancestry(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
     Raises:
         UsageError: ``UDI_NODE_KIND`` is not a microarchitecture.
     """
-    import archspec.cpu
-
     said = (os.environ if environ is None else environ).get(VARIABLE)
     if said:
         check_kind(said, VARIABLE)
-    node = archspec.cpu.TARGETS[_canonical(said)] if said else archspec.cpu.host()
+        return lineage(said)
+    import archspec.cpu
+
+    return _names(archspec.cpu.host())
+
+
+def lineage(kind: str) -> tuple[str, ...]:
+    """All kinds that a node of ``kind`` is, the most special first; ``kind`` must be one and not ``default``."""
+    import archspec.cpu
+
+    return _names(archspec.cpu.TARGETS[_canonical(kind)])
+
+
+def _names(node: Any) -> tuple[str, ...]:
     # Whoever has more ancestors is the more special one; archspec lists them parent by parent.
     return (node.name, *(each.name for each in sorted(node.ancestors, key=lambda each: -len(each.ancestors))))
 
@@ -45,11 +57,12 @@ def check_kind(kind: str, where: str = "") -> None:
     """
     if kind == DEFAULT and where != VARIABLE:
         return
+    import difflib
+
     import archspec.cpu
 
     if _canonical(kind) in archspec.cpu.TARGETS:
         return
-    import difflib
 
     near = difflib.get_close_matches(kind, archspec.cpu.TARGETS, n=1)
     raise UsageError(
@@ -65,6 +78,11 @@ def choose_kind(kinds: Iterable[str], node: tuple[str, ...]) -> str | None:
     return next((offered[name] for name in (*node, DEFAULT) if name in offered), None)
 
 
+def family(node: tuple[str, ...]) -> str:
+    """What all nodes of an architecture have in common: ``x86_64``, ``aarch64``, ``ppc64le``."""
+    return node[-1]
+
+
 def level(node: tuple[str, ...]) -> str:
     """The x86-64 level of a node of that :func:`ancestry`: ``v4`` … ``v2``, or "" for the lowest."""
     return next((name.removeprefix("x86_64_") for name in node if name.startswith("x86_64_v")), "")
@@ -78,16 +96,23 @@ def parse_kinds(texts: Iterable[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for text in texts:
-        kind, equals, reference = text.partition("=")
-        # A reference may hold "=" in a path, but no kind holds what a path, registry or tag needs.
-        if not equals or not kind.replace("_", "").replace(".", "").isalnum():
-            kind, reference = DEFAULT, text
-        else:
+        kind, reference = split_kind(text)
+        if kind:
             check_kind(kind, repr(text))
+        kind = kind or DEFAULT
         if kind in found:
             raise UsageError(f"Two images are for {kind} nodes", f"{found[kind]}\n{reference}", "One is enough.")
         found[kind] = reference
     return found
+
+
+def split_kind(text: str) -> tuple[str, str]:
+    """The kind, or "", and the reference of ``[KIND=]REF``."""
+    kind, equals, reference = text.partition("=")
+    # A reference may hold "=" in a path, but no kind holds what a path, registry or tag needs.
+    if equals and kind.replace("_", "").replace(".", "").isalnum():
+        return kind, reference
+    return "", text
 
 
 def _canonical(kind: str) -> str:

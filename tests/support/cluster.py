@@ -112,6 +112,14 @@ def cluster(nodes: int, *settings: str, hooks: bool = False) -> Iterator[Slurm]:
                 script.chmod(0o755)
                 lines.append(f"{name.capitalize()}={script}")
             lines.append("PrologFlags=Alloc")
+        # By what a site tells jobs what a node is: half of the nodes pretend to be Haswells, half Knights Landings.
+        kinds = top / "task-prolog.sh"
+        kinds.write_text(
+            "#!/bin/sh\ncase $SLURMD_NODENAME in h*) kind=haswell ;; *) kind=mic_knl ;; esac\n"
+            "echo export UDI_NODE_KIND=$kind\n"
+        )
+        kinds.chmod(0o755)
+        lines.append(f"TaskProlog={kinds}")
         with virtual_slurm(top, nodes, settings=lines) as slurm:
             yield slurm
     finally:
@@ -151,7 +159,8 @@ def account(slurm: Slurm, who: user.OrdinaryUser | None = None, **more: str) -> 
     common.parent.mkdir(exist_ok=True)
     (common.parent / f"udi-{uid}").unlink(missing_ok=True)
     (common.parent / f"udi-{uid}").symlink_to(program)
-    common.write_text(f'#!/bin/sh\nexec {common}-$(id -u) "$@"\n')
+    kind = "case $SLURMD_NODENAME in h*) UDI_NODE_KIND=haswell ;; *) UDI_NODE_KIND=mic_knl ;; esac"
+    common.write_text(f'#!/bin/sh\n{kind}\nexport UDI_NODE_KIND\nexec {common}-$(id -u) "$@"\n')
     common.chmod(0o755)
     env |= {**settings, "PATH": f"{directory}:{os.path.dirname(sys.executable)}:{env['PATH']}"}
     yield Account(

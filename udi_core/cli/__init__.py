@@ -12,7 +12,7 @@ TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_RUNNERS = ("run", "shell")
+_RUNNERS = ("run", "shell", "batch", "step")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from udi_core.config import load_config
 from udi_core.hold import Holds, check_job
 from udi_core.launch import find
 from udi_core.mount import NodeMounts
+from udi_core.node_kind import parse_kinds, split_kind
 from udi_core.store import ImageStore
 
 
@@ -44,7 +45,7 @@ def node(arguments: argparse.Namespace) -> int:
         if hold:
             check_job(job)
         with lazy_progress() as progress:
-            for reference in arguments.references:
+            for reference in _for_this_node(arguments.references):
                 image = find(reference, config, pull_missing=not arguments.no_pull, progress=progress)
                 with mounts.mount(image, progress) as mounted:
                     if hold:
@@ -56,6 +57,17 @@ def node(arguments: argparse.Namespace) -> int:
         for digest in mounts.clean():
             print(f"unmounted {digest}")
     return 0
+
+
+def _for_this_node(texts: list[str]) -> list[str]:
+    """The references without a kind, and the one of those with a kind that fits this node."""
+    plain = [text for text in texts if not split_kind(text)[0]]
+    kinds = parse_kinds(text for text in texts if split_kind(text)[0])
+    if not kinds:
+        return plain
+    from udi_core.mixed import for_this_node
+
+    return [*plain, for_this_node(kinds, ", ".join(kinds.values()))]
 
 
 def _jobs(jobs: list[str]) -> str:

@@ -119,7 +119,7 @@ def _node(parser: Parser) -> None:
     status = verbs.add_parser("status", help="what this node has mounted")
     _json(status)
     warm = verbs.add_parser("warm", help="pull and mount images before tasks need them")
-    warm.add_argument("references", nargs="+", metavar="REF")
+    warm.add_argument("references", nargs="+", metavar="[KIND=]REF", help="with kinds, only the one for this node")
     warm.add_argument("--no-pull", action="store_true", help="fail if an image is not in the store")
     warm.add_argument("--hold", action="store_true", help="keep them mounted until the Slurm job ends")
     warm.add_argument("--job", metavar="ID", help="hold them for this job, from outside of it (prolog)")
@@ -127,6 +127,19 @@ def _node(parser: Parser) -> None:
     which = clean.add_mutually_exclusive_group()
     which.add_argument("--job", metavar="ID", help="the job whose holds end; default: $SLURM_JOB_ID")
     which.add_argument("--all", action="store_true", help="end the holds of all jobs")
+
+
+def _words(usage: str, epilog: str = "") -> Callable[[Parser], None]:
+    """The arguments of a command that passes most of them on: none is an option to argparse."""
+
+    def arguments(parser: Parser) -> None:
+        parser.usage = f"{parser.prog} {usage}"
+        parser.epilog = epilog
+        parser.prefix_chars = "\0"
+        parser.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+        parser.set_defaults(help=parser.format_help())
+
+    return arguments
 
 
 def _login(parser: Parser) -> None:
@@ -148,6 +161,11 @@ def _completion(parser: Parser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
+_SBATCH = (
+    "A line  #UDI --image=REF  in the script does the same as --image.  Also --env-file, --workdir and --interpreter."
+    "  All other options are sbatch's.  See docs/slurm.md."
+)
+
 COMMANDS = {
     "pull": Command(help="bring an image into the store", arguments=_pull, run="images:pull"),
     "images": Command(help="list the images in the store", arguments=_images, run="images:images"),
@@ -160,6 +178,19 @@ COMMANDS = {
     "rm": Command(help="forget tags, remove images", arguments=_rm, run="images:rm"),
     "gc": Command(help="remove images that no tag names and no task uses", arguments=_gc, run="images:gc"),
     "node": Command(help="mounts on this node", arguments=_node, run="node:node"),
+    "sbatch": Command(
+        help="submit a batch script that runs in an image",
+        arguments=_words("[--image=[KIND=]REF] [--volume=…] [--env=…] [SBATCH OPTION…] SCRIPT [ARGUMENT…]", _SBATCH),
+        run="batch:sbatch",
+    ),
+    "batch": Command(
+        help="what Slurm starts for such a script", arguments=_words("SCRIPT [ARGUMENT…]"), run="batch:batch"
+    ),
+    "step": Command(
+        help="run a program in the image of the job's batch script",
+        arguments=_words("PROGRAM [ARGUMENT…]"),
+        run="batch:step",
+    ),
     "login": Command(help="store a registry's password", arguments=_login, run="login:login"),
     "logout": Command(help="forget a registry's password", arguments=_logout, run="login:logout"),
     "doctor": Command(

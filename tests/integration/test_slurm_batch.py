@@ -1,0 +1,113 @@
+"""Batch scripts that run in an image, on a real Slurm of Haswell and Knights Landing nodes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support import images, oci
+from tests.support import slurm as slurms
+from tests.support.cluster import Account, account, cluster, wait_until
+from tests.support.slurm import Slurm
+
+pytestmark = [pytest.mark.root, pytest.mark.needs(*slurms.TOOLS, "bwrap", "squashfuse_ll", "fusermount3", "setpriv")]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    with cluster(2, hooks=True) as running:
+        yield running
+
+
+@pytest.fixture(params=["root", "user"])
+def somebody(slurm: Slurm, request: pytest.FixtureRequest) -> Iterator[Account]:
+    who = request.getfixturevalue("ordinary_user") if request.param == "user" else None
+    with account(slurm, who) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def mixed(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """References: ``knl`` is an image; ``levels`` an index of x86-64 levels 1, 3 and 4."""
+    top = tmp_path_factory.mktemp("mixed")
+    found = {}
+    marked = {name: [oci.Layer.of(oci.file("marker", name))] for name in ("knl", "v1", "v3", "v4")}
+    found["knl"] = push(images.derive(images.image("tiny"), top / "knl", marked["knl"]), "batch/knl")
+    layout = oci.Layout(top / "levels")
+    base = images.image("tiny")
+    manifest = base.read(base.find())
+    blobs = [base.blob_path(each["digest"]).read_bytes() for each in manifest["layers"]]
+    below = [oci.Layer(data=gzip.decompress(blob)) for blob in blobs]
+    made = [
+        layout.add_image([*below, *marked[name]], tag=None, platform=f"linux/amd64/{name}".removesuffix("/v1"))
+        for name in ("v1", "v3", "v4")
+    ]
+    layout.add_index(made)
+    found["levels"] = push(layout, "batch/levels")
+    return found
+
+
+SCRIPT = """#!/bin/sh -e
+#SBATCH --nodes=1 --open-mode=append
+#UDI --image=mic_knl={knl}
+#UDI --image={levels}
+#UDI --volume={data}:/data --env=COLOUR=blue
+echo image=$(cat /marker) argument="$1" colour=$COLOUR job=$SLURM_JOB_NAME host=$SLURMD_NODENAME
+cat /data/input
+id -u
+exit 7
+"""
+
+
+def test_a_script_runs_in_the_image_of_its_node(somebody: Account, mixed: dict[str, str]) -> None:
+    data = somebody.directory / "data"
+    data.mkdir()
+    (data / "input").write_text("the input\n")
+    script = somebody.write("fit.sh", SCRIPT.format(**mixed, data=data))
+    for node, marker in (("h1", "v3"), ("k1", "knl")):
+        out = somebody.directory / f"{node}.out"
+        argv = ["udi", "sbatch", "--wait", "-w", node, f"--output={out}", "--parsable", str(script), "an argument"]
+        done = somebody.run(*argv, check=False)
+        assert done.returncode == 7, (done.stdout, done.stderr, out.read_text() if out.exists() else "")
+        said, *rest = out.read_text().splitlines()
+        assert said == f"image={marker} argument=an argument colour=blue job=fit.sh host={node}"
+        assert rest == ["the input", str(somebody.uid)]
+    # Warm already when the script starts: the prolog found the images in the comment that udi sbatch wrote.
+    job = somebody.submit(somebody.write("status.sh", STATUS.format(**mixed)), "-w", "k1", program=("udi", "sbatch"))
+    comment = somebody.run("scontrol", "show", "job", job).stdout
+    assert "Comment=udi:" in comment and "mic_knl=id:" in comment and "v4=id:" in comment
+    wait_until(lambda: "marker=" in somebody.output(job), lambda: somebody.output(job))
+    mounts = json.loads(somebody.slurm.on_node("k1", "sh", "-c", f"cat {somebody.node_dir}/mounts/*/*/state.json"))
+    assert "batch/knl" in mounts["reference"]
+    assert [line for line in somebody.left_on("k1") if "/sleep" in line], "held for the job"
+    somebody.write("end", "")
+    wait_until(lambda: not somebody.left_on("k1"), lambda: somebody.left_on("k1"))
+
+
+STATUS = """#!/usr/bin/env -S udi batch
+#UDI --image=mic_knl={knl} --image=default={levels}
+echo marker=$(cat /marker)
+until [ -e end ]; do sleep 0.2; done
+"""
+
+
+def test_plain_sbatch_does_as_well(somebody: Account, mixed: dict[str, str]) -> None:
+    script = somebody.write("plain.sh", STATUS.format(**mixed).replace("until", "echo $1; exit; until"))
+    out = somebody.directory / "plain.out"
+    somebody.run("sbatch", "--wait", "-w", "h1", f"--output={out}", str(script), "argument")
+    assert out.read_text() == "marker=v3\nargument\n"
+
+
+def test_what_is_wrong_is_said_when_submitting(somebody: Account) -> None:
+    for text, status, said in (
+        ("#!/bin/sh\necho\n", 2, "names no image"),
+        ("#!/bin/sh\n#UDI --image=hasswell=a/b\n", 2, "'hasswell' is not a kind of node"),
+        ("#!/bin/sh\n#UDI --image=a/b --colour=blue\n", 2, "--colour=blue"),
+        ("#!/bin/sh\n#UDI --image=docker:127.0.0.1:1/none:1\n", 69, "127.0.0.1:1"),
+    ):
+        done = somebody.run("udi", "sbatch", "-N1", str(somebody.write("wrong.sh", text)), check=False)
+        assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+    assert somebody.run("squeue", "-h", "--name=wrong.sh").stdout == ""

@@ -1,0 +1,118 @@
+"""What nodes of all kinds may choose among: pulled before a job starts, or looked up in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from udi_core.config import Config
+from udi_core.errors import ImageAbsent, UdiError, UnsupportedImage, UsageError
+from udi_core.image_config import Platform
+from udi_core.node_kind import DEFAULT, ancestry, choose_kind, family, level, lineage
+from udi_core.platforms import host_platform
+from udi_core.progress import ProgressSink, ignore
+from udi_core.reference import ImageReference
+from udi_core.store import ImageStore, StoredImage
+
+_LEVELS = ("v4", "v3", "v2", "v1")
+# archspec's families -> architectures in Go's names, where they differ.
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+_Get = Callable[[ImageReference, Platform | None], StoredImage]
+
+
+def pull_for_nodes(
+    references: Mapping[str, str], store: ImageStore, config: Config, progress: ProgressSink = ignore
+) -> dict[str, StoredImage]:
+    """Pull what nodes of every kind may choose among.
+
+    ``references`` maps node kinds to image references (see :func:`udi_core.node_kind.parse_kinds`).  An index that
+    is named for ``default`` is pulled for every x86-64 level that it has an image for, and the levels become kinds
+    of the result; so :func:`udi_core.node_kind.choose_kind` on the result's keys is all that a node has to do.
+
+    Raises:
+        UdiError: the first image that cannot be pulled.
+    """
+    from udi_core.pull import pull  # the HTTP client, which a node does not need
+
+    def get(reference: ImageReference, platform: Platform | None) -> StoredImage:
+        return pull(reference, store, config, platform=platform, progress=progress)
+
+    return _collect(references, get, store, config)
+
+
+def stored_for_nodes(references: Mapping[str, str], store: ImageStore, config: Config) -> dict[str, StoredImage]:
+    """The same from the store, without network.
+
+    Raises:
+        ImageAbsent: a reference of which nothing is there.
+    """
+    return _collect(references, store.lookup, store, config)
+
+
+def for_this_node(images: Mapping[str, str], what: str) -> str:
+    """The value (a digest, a reference) that fits this node, of a mapping by node kinds; ``what`` is for the message.
+
+    Raises:
+        UsageError: none fits.
+    """
+    if len(images) == 1 and DEFAULT in images:
+        return images[DEFAULT]  # nothing to choose, and archspec need not be asked
+    node = ancestry()
+    kind = choose_kind(images, node)
+    if kind is None:
+        raise UsageError(
+            f"No image of {what} fits this node",
+            f"It is a {node[0]}; there are images for {', '.join(images)}.",
+            "Name one for default.",
+        )
+    return images[kind]
+
+
+def platform_of(kind: str) -> Platform:
+    """What to pull for nodes of a kind other than ``default``."""
+    nodes = lineage(kind)
+    architecture = _ARCHITECTURES.get(family(nodes), family(nodes))
+    return Platform(architecture=architecture, variant=level(nodes))
+
+
+def without_repeats(levels: Mapping[str, StoredImage]) -> dict[str, StoredImage]:
+    """Levels, highest first, without those whose image the next lower one has as well; ``v1`` becomes ``default``."""
+    kept: dict[str, StoredImage] = {}
+    names = list(levels)
+    for name, lower in zip(names, [*names[1:], ""], strict=True):
+        if lower and levels[lower].digest == levels[name].digest:
+            continue
+        kept[DEFAULT if name == "v1" else name] = levels[name]
+    return kept
+
+
+def _collect(references: Mapping[str, str], get: _Get, store: ImageStore, config: Config) -> dict[str, StoredImage]:
+    found: dict[str, StoredImage] = {}
+    # The default first: what is named for ``v3`` wins over what the default's index has for that level.
+    for kind, text in sorted(references.items(), key=lambda each: each[0] != DEFAULT):
+        reference = ImageReference.parse(text)
+        if kind == DEFAULT:
+            found.update(_every_level(reference, get, store, config))
+        else:
+            found[kind] = get(reference, platform_of(kind))
+    return found
+
+
+def _every_level(reference: ImageReference, get: _Get, store: ImageStore, config: Config) -> dict[str, StoredImage]:
+    if config.platform or host_platform().architecture != "amd64":
+        return {DEFAULT: get(reference, None)}
+    found: dict[str, StoredImage] = {}
+    refused: UdiError | None = None
+    for name in _LEVELS:
+        try:
+            image = get(reference, Platform(variant="" if name == "v1" else name))
+        except (UnsupportedImage, ImageAbsent) as error:
+            refused = error
+            continue
+        tag = store.tag(reference)
+        if tag is None or tag.digest == image.digest or tag.digest.startswith(("file:", "dir:")):
+            return {DEFAULT: image}  # no index: there is nothing to choose
+        found[name] = image
+    if not found and refused is not None:
+        raise refused
+    return without_repeats(found)
