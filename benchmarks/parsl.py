@@ -128,7 +128,7 @@ def _round_trip(reference: str) -> float:
     wish = Wish.parse(reference)
     choices = RESOLVER.choices(wish).result()
     task = task_image(wish, Surroundings(), choices)
-    specification, arguments = specify(nothing), pack(((1,), {}))
+    specification, arguments = specify(nothing), [b"", *pack(((1,), {}))]
     with worker.agent(task, choices[0]) as agent:
         return median_ms(lambda: agent.call(specification, arguments, "/"), runs=2000, warm_up=100)
 

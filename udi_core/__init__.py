@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from udi_core.agent import in_image as _in_image
     from udi_core.agent.arguments import pack_arguments as pack_arguments
     from udi_core.agent.function import MAGIC as MAGIC
-    from udi_core.agent.function import NotPortable as NotPortable
     from udi_core.agent.function import specify as specify
     from udi_core.agent.host import Agent as Agent
     from udi_core.agent.host import AgentLost as AgentLost
     from udi_core.agent.host import AgentPool as AgentPool
     from udi_core.agent.host import kill_tree as kill_tree
+    from udi_core.agent.source import NotPortable as NotPortable
     from udi_core.cli.parser import Command as Command
     from udi_core.cli.show import lazy_progress as lazy_progress
     from udi_core.config import Config as Config
@@ -89,8 +89,9 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "agent.arguments": "pack_arguments",
-    "agent.function": "MAGIC NotPortable specify",
+    "agent.function": "MAGIC specify",
     "agent.host": "Agent AgentLost AgentPool kill_tree",
+    "agent.source": "NotPortable",
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
     "cli.parser": "Command",
     "cli.show": "lazy_progress",

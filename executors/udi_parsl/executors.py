@@ -12,7 +12,7 @@ from parsl.executors import HighThroughputExecutor
 from parsl.serialize.errors import SerializationError
 
 from udi_core import MAGIC, NotPortable, pack_arguments, specify
-from udi_parsl.images import KEYWORD, RESOLVER, Surroundings, TaskImage, Wish, frozen, task_image
+from udi_parsl.images import KEYWORD, RESOLVER, Surroundings, TaskImage, Wish, frozen, same_python, task_image
 from udi_parsl.results import SUBMITTER
 from udi_parsl.shipped import PACKED, ImageCommand, ImageFunction
 
@@ -110,7 +110,7 @@ def _packed(func: ImageFunction, image: TaskImage, args: tuple[Any, ...], kwargs
     """The keywords that take the place of a task's arguments: plain bytes, which Parsl pickles ten times as fast."""
     kept = {key: value for key, value in kwargs.items() if key.startswith(_KEPT)}
     rest = {key: value for key, value in kwargs.items() if key not in kept}
-    same = all(each.magic == MAGIC.hex() for each in image.choices)
+    same = same_python(image, MAGIC)
     # Protocol 5 came with Python 3.8; with several images the oldest decides.
     newest = min((int(each.version.partition(".")[2] or 8) for each in image.choices), default=8) >= 8
     try:

@@ -125,6 +125,11 @@ def thawed(data: bytes) -> TaskImage:
     return TaskImage(choices=tuple(Choice(**dict(zip(names, each, strict=True))) for each in choices), **values)
 
 
+def same_python(image: TaskImage, magic: bytes) -> bool:
+    """Whether every Python that the task may meet runs bytecode of this magic number."""
+    return not image.python and all(each.magic == magic.hex() for each in image.choices)
+
+
 @id_for_memo.register(TaskImage)
 def _id_for_memo(image: TaskImage, output_ref: bool = False) -> bytes:
     """What ran, not what it was called: a moved tag is another image, the same image by another tag is not."""

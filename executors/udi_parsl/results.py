@@ -91,8 +91,7 @@ def _unpickled(data: bytes | None) -> Any:
 
 def _of_a_class_known_here(described: dict[str, Any]) -> Exception | None:
     """An exception of a class of the user's script: the image has a copy of that class, which pickle will not name."""
-    # In the image a script's own module is called otherwise, lest it take itself for the main program there.
-    found: Any = sys.modules.get("__main__" if described["module"] == "udi_main" else described["module"])
+    found: Any = sys.modules.get(described["module"])
     for name in described["name"].split("."):
         found = getattr(found, name, None)
     args, state = _unpickled(described["args"]), _unpickled(described["state"])

@@ -29,7 +29,7 @@ from udi_core import (
     pack_arguments,
     spawn,
 )
-from udi_parsl.images import Choice, TaskImage, choose
+from udi_parsl.images import Choice, TaskImage, choose, same_python
 from udi_parsl.results import Sealed, open_error, open_result
 
 #: Idle agents that a worker keeps for its next tasks.
@@ -57,6 +57,8 @@ def run_function(
             f"The python app {specification['name']!r} needs one.",
             "Use a bash app, name the interpreter by python=, or choose another image.",
         )
+    if specification["source"] is not None and not same_python(image, specification["magic"]):
+        specification = _source_only(specification)
     with agent(image, choice) as found:
         if packed is None:
             same = found.magic == specification["magic"]
@@ -65,6 +67,11 @@ def run_function(
     if answer[0] == b"ok":
         return Sealed(open_result, answer[1:])
     return Sealed(open_error, answer)
+
+
+def _source_only(specification: dict[str, Any]) -> dict[str, Any]:
+    """One for a task whose arguments go as source: were its function bytecode, it would have other classes."""
+    return {**specification, "id": specification["id"] + "-source", "magic": b"", "bytecode": None}
 
 
 def _variables() -> dict[str, str] | None:

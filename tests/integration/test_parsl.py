@@ -418,6 +418,9 @@ def move(track: Any, by: int = OFFSET) -> Any:
     return track.moved(by)
 
 
-def test_classes_of_the_script_as_arguments_and_results(executor: None, base_image: str) -> None:
-    moved = image(base_image)(python_app(move))(Track([1, 2])).result()
-    assert type(moved) is Track and moved.points == [41, 42]
+def test_classes_of_the_script_as_arguments_and_results(
+    executor: None, base_image: str, trixie_image: str, bullseye_image: str
+) -> None:
+    for name in (base_image, trixie_image, bullseye_image):
+        moved = image(name)(python_app(move))(Track([1, 2])).result()
+        assert type(moved) is Track and moved.points == [41, 42]

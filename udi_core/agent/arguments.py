@@ -1,71 +1,37 @@
-"""Pickle a task's arguments for an agent, which lacks the modules of the user's script."""
+"""A task's arguments on their way to an agent."""
 
 from __future__ import annotations
 
-import io
 import pickle
-import sys
-import types
 from typing import Any
 
-from udi_core.agent import in_image
+from udi_core.agent.pickling import OwnPickler, by_value, own_modules
+from udi_core.agent.source import Recipe
 
 
 def pack_arguments(value: Any, specification: dict[str, Any], *, same: bool, protocol: int) -> list[Any]:
-    """The parts of pickled arguments.
+    """The parts of pickled arguments: a recipe of what they need (or nothing), the pickle, its buffers.
 
     Args:
         same: the agent's Python runs this one's bytecode, so that classes and functions may go by value.
         protocol: the newest that the agent reads.
 
     Raises:
+        NotPortable: they hold something of the script that cannot be sent as source.
         Exception: whatever pickle raises.
     """
-    own = ("__main__", specification["module"])
-    pickler = _Pickler(own, protocol)
+    own = own_modules(specification["module"])
+    pickler = OwnPickler(own, protocol)
     try:
         parts = pickler.parts(value)
     except Exception:
         if not same:
             raise
-        return by_value(value, own, protocol)
-    return by_value(value, own, protocol) if same and pickler.found else parts
-
-
-def by_value(value: Any, own: tuple[str, ...], protocol: int) -> list[Any]:
-    """The parts of a value in which what the modules ``own`` define is sent by cloudpickle, with its code."""
-    import cloudpickle
-
-    modules = [sys.modules[name] for name in own if name in sys.modules and name != "__main__"]
-    fresh = [each for each in modules if each.__name__ not in cloudpickle.list_registry_pickle_by_value()]
-    for module in fresh:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        return in_image.dumps(value, cloudpickle, protocol)
-    finally:
-        for module in fresh:
-            cloudpickle.unregister_pickle_by_value(module)
-
-
-class _Pickler(pickle.Pickler):
-    """Notes what it pickles by the name of a module that an image lacks.
-
-    It is C but for what is neither a number, a string, nor a container of those, and ten times as fast as
-    cloudpickle.
-    """
-
-    def __init__(self, own: tuple[str, ...], protocol: int) -> None:
-        self._file = io.BytesIO()
-        self._buffers: list[pickle.PickleBuffer] = []
-        super().__init__(self._file, protocol, buffer_callback=self._buffers.append if protocol >= 5 else None)
-        self._own = own
-        self.found: list[Any] = []
-
-    def parts(self, value: Any) -> list[Any]:
-        self.dump(value)
-        return [self._file.getvalue(), *(each.raw() for each in self._buffers)]
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, (type, types.FunctionType)) and value.__module__ in self._own:
-            self.found.append(value)
-        return NotImplemented
+        return [b"", *by_value(value, own, protocol)]
+    if not pickler.found:
+        return [b"", *parts]
+    if same:
+        return [b"", *by_value(value, own, protocol)]
+    recipe = Recipe(own)
+    recipe.found(pickler)
+    return [pickle.dumps(recipe.steps, protocol=4), *parts]

@@ -7,8 +7,9 @@ runs: a task that reads or prints must not disturb it.
 Frames, both ways: ``>I`` count of parts, ``>Q`` size of each, then the parts.  The first part is a pickle; further
 parts are its out-of-band buffers (PEP 574), which spares large arrays a copy on each side.
 
-Requests: ``("call", specification, directory, protocol, variables)``, with the pickled arguments as the parts that
-follow, is answered by ``b"ok"`` and the pickled result, or by ``("error", description)``.
+Requests: ``("call", specification, directory, protocol, variables)``, followed by a recipe of what the arguments need
+(or an empty part) and by the pickled arguments, is answered by ``b"ok"`` and the pickled result, or by
+``("error", description)``.
 ``("spawn", argv, directory, variables)``, followed by one byte that carries the descriptors of standard output and
 error (unix(7), SCM_RIGHTS), is answered twice: ``("started", pid)`` and ``("ended", status)``.  ``variables`` of the
 environment are this task's own; None if it has none.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _OUT_OF_BAND = sys.version_info >= (3, 8)
 _functions = {}  # type: dict[str, Any]
+_workshops = {}  # type: dict[str, Any]
 _specifications = {}  # type: dict[str, Any]
 
 
@@ -102,40 +104,120 @@ def _make_function(spec: "dict[str, Any]") -> "Any":
         except Exception as error:
             # Usually cloudpickle, which is not here, or is another version; the source does without.
             problem = problem or "%s: %s" % (type(error).__name__, error)
-    if spec["source"] is not None:
-        return _from_source(spec["source"], {})
+    source = spec["source"]
+    if source is not None:
+        workshop = _workshops.setdefault(spec["id"], _Workshop())
+        _follow(source["steps"], workshop)
+        return workshop.space(source["space"])[source["name"]]
     raise AgentError(
         "function %r cannot run in this image: its Python is %s, and the function cannot be sent as source: %s"
         % (spec["name"], ".".join(map(str, sys.version_info[:3])), problem)
     )
 
 
-def _from_source(source: "dict[str, Any]", made: "dict[Any, Any]") -> "Any":
-    """Compile a function, and the helpers it uses, from source.  ``made`` breaks circles."""
-    key = (source["module"], source["name"])
-    if key in made:
-        return made[key]
-    if source.get("again"):
-        return None
-    # A function that takes itself for the main program would run what stands behind `if __name__ == …`.
-    module = types.ModuleType(source["module"] if source["module"] != "__main__" else "udi_main")
-    namespace = module.__dict__
-    for name, (kind, value) in source["globals"].items():
-        if kind == "module":
-            namespace[name] = importlib.import_module(value)
-        elif kind == "member":
-            namespace[name] = getattr(importlib.import_module(value[0]), value[1])
-        elif kind == "value":
-            namespace[name] = pickle.loads(value)
-    code = compile("\n" * (source["line"] - 1) + source["text"], source["file"], "exec", dont_inherit=True)
-    exec(code, namespace)
-    made[key] = function = namespace[source["name"]]
-    for name, (kind, value) in source["globals"].items():
-        if kind == "function":
-            namespace[name] = _from_source(value, made)
-        elif kind == "self":
-            namespace[name] = function
-    return function
+def _follow(steps: "Sequence[Any]", workshop: "_Workshop") -> None:
+    """Do what a recipe says (see udi_core/agent/source.py); steps that were done are not done again."""
+    with workshop:
+        for step in steps:
+            if step not in workshop.done:
+                workshop.done.add(step)
+                _STEPS[step[0]](workshop, *step[1:])
+
+
+class _Workshop:
+    """The namespaces in which the definitions of one function's script live.
+
+    As a context it puts its modules where ``pickle`` and ``dataclasses`` look for them.
+    """
+
+    def __init__(self) -> None:
+        self.spaces = {}  # type: dict[str, dict[str, Any]]
+        self.done = set()  # type: set[Any]
+        self._modules = {}  # type: dict[str, Any]
+        self._hidden = {}  # type: dict[str, Any]
+
+    def module(self, name: str) -> "dict[str, Any]":
+        if name not in self._modules:
+            package = name.partition(".")[0]
+            if package != name:  # importing a submodule imports its package first
+                try:
+                    importlib.import_module(package)
+                except ImportError:
+                    self._add(package)
+            self._add(name)
+        return self.spaces[name]
+
+    def _add(self, name: str) -> None:
+        module = types.ModuleType(name)
+        self._modules[name] = module
+        self.spaces[name] = module.__dict__
+        self._hidden.setdefault(name, sys.modules.get(name))
+        sys.modules[name] = module
+
+    def space(self, name: str) -> "dict[str, Any]":
+        # A closure's space has colons in its name.
+        return self.spaces.setdefault(name, {}) if ":" in name else self.module(name)
+
+    def __enter__(self) -> None:
+        self._hidden = {name: sys.modules.get(name) for name in self._modules}
+        sys.modules.update(self._modules)
+
+    def __exit__(self, *exception: "Any") -> None:
+        for name in self._modules:
+            hidden = self._hidden.get(name)
+            if hidden is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = hidden
+
+
+def _import(workshop: "_Workshop", space: str, name: str, module: str) -> None:
+    found = importlib.import_module(module)
+    if name:
+        workshop.space(space)[name] = found
+
+
+def _member(workshop: "_Workshop", space: str, name: str, module: str, qualname: str) -> None:
+    found = importlib.import_module(module)  # type: Any
+    for each in qualname.split("."):
+        found = getattr(found, each)
+    workshop.space(space)[name] = found
+
+
+def _value(workshop: "_Workshop", space: str, name: str, data: bytes) -> None:
+    workshop.space(space)[name] = pickle.loads(data)
+
+
+def _define(workshop: "_Workshop", space: str, file: str, line: int, text: str) -> None:
+    code = compile("\n" * (line - 1) + text, file, "exec", dont_inherit=True)
+    exec(code, workshop.space(space))
+
+
+def _make(
+    workshop: "_Workshop", space: str, name: str, file: str, line: int, text: str, module: str, factory: "str | None"
+) -> None:
+    made = {}  # type: dict[str, Any]
+    above = line - 1 if factory is None else line - 2
+    exec(compile("\n" * above + text, file, "exec", dont_inherit=True), workshop.module(module), made)
+    values = workshop.space(space)
+    if factory is None:
+        values[""] = made[name]
+    else:
+        values[""] = made["udi_factory"](*[values[each] for each in factory.split(",") if each])
+
+
+def _bind(workshop: "_Workshop", space: str, name: str, other: str, other_name: str) -> None:
+    workshop.space(space)[name] = workshop.space(other)[other_name]
+
+
+_STEPS = {
+    "import": _import,
+    "member": _member,
+    "value": _value,
+    "define": _define,
+    "make": _make,
+    "bind": _bind,
+}  # type: dict[str, Any]
 
 
 def describe(error: BaseException, python: str) -> "dict[str, Any]":
@@ -168,29 +250,55 @@ def _pickled(value: "Any") -> "bytes | None":
 def call(request: "Any", parts: "Sequence[Any]", python: str) -> "list[Any]":
     """Run a function; the parts of the answer.  The arguments are unpickled only after the function is there."""
     _, spec, directory, protocol, variables = request
+    workshop = None
     try:
         _change_directory(directory)
         if variables:
             os.environ.update(variables)
         function = load_function(spec)
-        args, kwargs = loads(parts)
+        workshop = _workshops.get(spec["id"])
+        args, kwargs = _arguments(parts, workshop)
         result = function(*args, **kwargs)
     except BaseException as error:
-        return [pickle.dumps(("error", describe(error, python)), protocol=4)]
+        return _failure(error, workshop, python)
     try:
-        try:
-            parts = dumps(result, pickle, protocol)
-        except Exception:
-            if spec["magic"] != MAGIC_NUMBER:
-                raise
-            parts = [_with_code(result, ("__main__", _specifications[spec["id"]]["module"]))]
-        return [b"ok"] + parts
+        return [b"ok"] + _result(result, spec, workshop, protocol)
     except BaseException as error:
         text = "the result of %r cannot be pickled: %s: %s" % (spec["name"], type(error).__name__, error)
         try:
             raise AgentError(text) from error
         except AgentError as wrapped:
-            return [pickle.dumps(("error", describe(wrapped, python)), protocol=4)]
+            return _failure(wrapped, None, python)
+
+
+def _arguments(parts: "Sequence[Any]", workshop: "_Workshop | None") -> "Any":
+    recipe = bytes(parts[0])
+    if workshop is None:
+        return loads(parts[1:])
+    if recipe and recipe not in workshop.done:
+        _follow(pickle.loads(recipe), workshop)
+        workshop.done.add(recipe)
+    with workshop:
+        return loads(parts[1:])
+
+
+def _result(value: "Any", spec: "dict[str, Any]", workshop: "_Workshop | None", protocol: int) -> "list[Any]":
+    if workshop is not None:
+        with workshop:
+            return dumps(value, pickle, protocol)
+    try:
+        return dumps(value, pickle, protocol)
+    except Exception:
+        if spec["magic"] != MAGIC_NUMBER:
+            raise
+        return [_with_code(value, ("__main__", _specifications[spec["id"]]["module"]))]
+
+
+def _failure(error: BaseException, workshop: "_Workshop | None", python: str) -> "list[Any]":
+    if workshop is None:
+        return [pickle.dumps(("error", describe(error, python)), protocol=4)]
+    with workshop:
+        return [pickle.dumps(("error", describe(error, python)), protocol=4)]
 
 
 def _with_code(value: "Any", own: "tuple[str, ...]") -> bytes:

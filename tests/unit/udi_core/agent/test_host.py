@@ -6,6 +6,7 @@ import contextlib
 import glob
 import os
 import pickle
+import platform
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from udi_core import Agent, AgentLost, AgentPool, Launch, pack, specify, unpack
+from udi_core import Agent, AgentLost, AgentPool, Launch, pack, pack_arguments, specify, unpack
 from udi_core.agent import in_image
 from udi_core.agent.host import kill_tree
 
@@ -43,7 +44,7 @@ def own() -> Iterator[Agent]:
 
 
 def call(agent: Agent, function: Any, *args: Any, variables: dict[str, str] | None = None) -> Any:
-    answer = agent.call(specify(function), pack((args, {}), pickle, min(5, agent.protocol)), "/", variables)
+    answer = agent.call(specify(function), [b"", *pack((args, {}), pickle, min(5, agent.protocol))], "/", variables)
     if answer[0] == b"ok":
         return unpack(answer[1:])
     kind, described = pickle.loads(answer[0])
@@ -56,6 +57,26 @@ def add(left: int, right: int) -> int:
 
 def test_a_function_runs_on_every_python(agent: Agent) -> None:
     assert [call(agent, add, 1, each) for each in range(3)] == [1, 2, 3]
+
+
+class Point:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+
+def moved(point: Any, by: int) -> Any:
+    return Point(point.x + by) if isinstance(point, Point) else None
+
+
+def test_classes_of_the_script_on_every_python(agent: Agent) -> None:
+    specification = specify(moved)
+    same = agent.python == platform.python_version()  # and has cloudpickle
+    parts = pack_arguments(((Point(1), 2), {}), specification, same=same, protocol=agent.protocol)
+    for _ in range(2):
+        answer = agent.call(specification, parts, "/")
+        assert answer[0] == b"ok", pickle.loads(answer[0])[1]["traceback"]
+        result = unpack(answer[1:])
+        assert type(result) is Point and result.x == 3
 
 
 def test_an_exception_is_described_on_every_python(agent: Agent) -> None:
@@ -82,8 +103,8 @@ def test_large_arrays_travel_out_of_band(own: Agent) -> None:
         return -values
 
     values = numpy.arange(1_000_000)
-    parts = pack(((values,), {}), pickle, 5)
-    assert [len(part) > 1_000_000 for part in map(memoryview, parts)] == [False, True]
+    parts = pack_arguments(((values,), {}), specify(negated), same=True, protocol=5)
+    assert [len(part) > 1_000_000 for part in map(memoryview, parts)] == [False, False, True]
     answer = own.call(specify(negated), parts, "/")
     assert answer[0] == b"ok" and len(answer[1]) < 1000, "the array is not inside the pickle"
     assert (unpack(answer[1:]) == -values).all()
