@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
     from typing import Any
 
+    from udi_core import record as _record
     from udi_core._process import DEVNULL as DEVNULL
     from udi_core._process import PIPE as PIPE
     from udi_core._process import STDOUT as STDOUT
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
 
     agent_command, agent_support = _host.command, _host.support
     pack, unpack = _in_image.dumps, _in_image.loads
+    write_record = _record.write
 
 _EXPORTS = {
     "agent.arguments": "pack_arguments",
@@ -122,6 +124,7 @@ _RENAMED = {
     "agent_support": ("agent.host", "support"),
     "pack": ("agent.in_image", "dumps"),
     "unpack": ("agent.in_image", "loads"),
+    "write_record": ("record", "write"),
 }
 _HOME = {name: (module, name) for module, names in _EXPORTS.items() for name in names.split()} | _RENAMED
 

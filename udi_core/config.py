@@ -52,6 +52,7 @@ class Config:
         from_site: the volumes and mirrors that the site's own file names: the policy does not bind these.
         env: set in every task, above everything else; the site's win over the user's.
         backends: mount backends to try, in order.
+        record_dir: where the run records of nodes are collected, or "": nothing is recorded.
         idle: seconds that an unused mount is kept for the next task.
         shared_node_dir: where root mounts images for all users of a node; used if root made it.
         strict_modes: FUSE enforces the file modes of an image, as the kernel does.
@@ -77,6 +78,7 @@ class Config:
     env: Mapping[str, str] = field(default_factory=dict)
     backends: tuple[str, ...] = ("kernel", "fuse", "namespace", "extract")
     idle: float = 60.0
+    record_dir: str = ""
     shared_node_dir: str = "/run/udi"
     strict_modes: bool = False
     trusted_owners: tuple[str, ...] = ()
@@ -108,6 +110,7 @@ _KEYS: dict[str, str] = {
     "env": "mapping",
     "backends": "backends",
     "idle": "seconds",
+    "record_dir": "path or off",
     "shared_node_dir": "path",
     "strict_modes": "boolean",
     "trusted_owners": "strings",
@@ -124,6 +127,7 @@ _ENVIRONMENT = {
     "UDI_INSECURE_REGISTRIES": "insecure_registries",
     "UDI_VOLUMES": "volumes",
     "UDI_IDLE": "idle",
+    "UDI_RECORD_DIR": "record_dir",
     "UDI_MODULES": "use_modules",
 }
 _LISTS = frozenset({"backends", "directories", "strings"})  # commas separate them in a variable
@@ -212,11 +216,13 @@ def _defaults(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str
     scratch, runtime = environ.get("SCRATCH"), environ.get("XDG_RUNTIME_DIR")
     if environ.get("SLURM_JOB_ID"):
         runtime = None  # a login session's: it goes when the user logs out, and prolog and epilog never know it
+    state = environ.get("XDG_STATE_HOME") or os.path.join(_home(environ), ".local", "state")
     data = environ.get("XDG_DATA_HOME") or os.path.join(_home(environ), ".local", "share")
     values: dict[str, Any] = {
         "store": os.path.join(scratch or data, "udi"),
         # A runtime directory of a dead login session is still named in the environment of batch jobs.
         "node_dir": os.path.join(runtime, "udi") if runtime and os.path.isdir(runtime) else f"/tmp/udi-{os.getuid()}",  # noqa: S108
+        "record_dir": os.path.join(state, "udi", "records"),
     }
     origins = {name: "default" for name in names(Config) if name not in ("origins", "from_site")}
     if scratch:
@@ -293,6 +299,10 @@ def _path(value: Any) -> str:
     if not os.path.isabs(path):
         raise ValueError("an absolute path is needed")
     return os.path.normpath(path)
+
+
+def _path_or_off(value: Any) -> str:
+    return "" if value in (False, "off") else _path(value)
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -394,6 +404,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "directories": _some_of("home", "tmp", "scratch", "tmpdir", "cwd"),
     "platform": _platform,
     "path": _path,
+    "path or off": _path_or_off,
     "strings": _strings,
     "mapping": _mapping,
     "mirrors": _mirrors,

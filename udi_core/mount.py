@@ -22,7 +22,7 @@ import os
 import stat
 import time
 
-from udi_core import etc_files
+from udi_core import etc_files, record
 from udi_core.backends import NAMES, PROCESSLESS, Held, Place, load, start_time
 from udi_core.contexts import contextmanager, suppress
 from udi_core.documents import parse_json
@@ -207,6 +207,7 @@ class NodeMounts:
         mark = ""
         if self._store is not None:
             mark = self._store.mark_use(image.digest, slot.user_of_the_store())
+        began = time.time()
         held = load(backend).mount(image.squashfs, replace(slot.place, mark=mark), self._config)
         state = MountState(
             digest=image.digest,
@@ -222,6 +223,8 @@ class NodeMounts:
             mounted=time.time(),
         )
         slot.write(state)
+        line = record.head("mount", image.digest, image.reference, backend, os.geteuid(), os.environ, "")
+        record.write(record.path(self._config), line, start=began, seconds=time.time() - began)
         return state
 
     def _mounted(
@@ -282,10 +285,13 @@ class NodeMounts:
     def clean(self) -> list[str]:
         """Take away every mount that no task uses, and the node directory when nothing is left in it.
 
+        This node's run record goes to where records are collected.
+
         Returns:
             Digests of what was taken away.
         """
         removed = self._reap(0)
+        record.collect(self._config)
         with suppress(OSError):
             os.rmdir(self._base)
             os.rmdir(self._config.node_dir)

@@ -7,11 +7,12 @@ import hashlib
 import os
 import re
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from udi_core import lease
+from udi_core import lease, record
 from udi_core import store as stores
 from udi_core.config import Config
 from udi_core.errors import ImageAbsent, StoreError
@@ -59,6 +60,7 @@ def pull(
     Raises:
         UdiError: each of the tree's branches; see :mod:`udi_core.errors`.
     """
+    began = time.time()
     mirrors = config.mirrors.get(reference.registry, ())
     check_reference(config.policy, reference, [each for each in mirrors if each not in config.from_site])
     if platform is None and config.platform:
@@ -86,6 +88,8 @@ def pull(
 
             named, image = resolved.named, _produce(resolved.manifest.digest, make, store, force, progress)
     store.set_tag(reference, named, wanted, image)
+    line = record.head("pull", image.digest, image.reference, "", os.geteuid(), os.environ, "")
+    record.write(record.path(config), line, start=began, seconds=time.time() - began)
     return image
 
 

@@ -8,7 +8,9 @@ status, cgroup, standard streams and process group are its own.
 from __future__ import annotations
 
 import os
+import time
 
+from udi_core import record
 from udi_core.errors import CommandNotFound, ConfigError, LaunchError, NotExecutable
 from udi_core.layout import Mount, Plan, place, steps
 from udi_core.policy import check_source, check_target, denied_source, denied_target
@@ -129,6 +131,7 @@ class LaunchSpec:
         new_session: a session of its own, so that the task cannot type into the caller's terminal.
         die_with_parent: SIGKILL for the task when the caller's process dies.
         support: further read-only mounts that an adapter needs, not subject to the volume policy.
+        by: who asks, as the run record names it.
         environ: the host's environment; None for this process's.
         cwd: the caller's current directory; None for this process's.
     """
@@ -144,6 +147,7 @@ class LaunchSpec:
     new_session: bool = False
     die_with_parent: bool = False
     support: tuple[Volume, ...] = ()
+    by: str = "run"
     environ: Mapping[str, str] | None = None
     cwd: str | None = None
 
@@ -199,12 +203,14 @@ class Launch:
         env: the whole environment.
         pass_fds: descriptors that the started process must inherit.
         plan: how a process becomes the task without bubblewrap; None where it cannot.
+        record: file of the run record, or ""; and the beginning of this task's line (:func:`udi_core.record.write`).
     """
 
     argv: tuple[str, ...]
     env: dict[str, str]
     pass_fds: tuple[int, ...]
     plan: Plan | None = None
+    record: tuple[str, str] = ("", "")
 
 
 def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -> Launch:
@@ -251,17 +257,29 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
             workdir=workdir,
             die_with_parent=spec.die_with_parent,
         )
-    return Launch(tuple(argv), inherited, mounted.fds, plan)
+    line = record.head(
+        spec.by,
+        mounted.image.digest,
+        mounted.image.reference,
+        mounted.backend,
+        host.uid,
+        host.environ,
+        os.path.basename(command[0]),
+    )
+    return Launch(tuple(argv), inherited, mounted.fds, plan, (record.path(config), line))
 
 
-def execute(launch: Launch) -> NoReturn:
+def execute(launch: Launch, began: float) -> NoReturn:
     """Become the task: the process, its id and its open descriptors stay, its program changes.
+
+    ``began`` is the time.time() at which this process began to work on it, for the run record.
 
     Raises:
         LaunchError: the kernel refused.
     """
     from udi_core.become import become, can_become, restore_signals
 
+    record.write(*launch.record, start=began, setup=time.time() - began)
     restore_signals()
     if launch.plan is not None and can_become():
         become(launch.plan)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,7 @@ from udi_core import (
     load_config,
     pack_arguments,
     spawn,
+    write_record,
 )
 from udi_parsl.images import Choice, TaskImage, choose, same_python
 from udi_parsl.results import Sealed, open_error, open_result
@@ -50,6 +52,7 @@ def run_function(
     ``packed`` are the parts of the arguments if the submit side has pickled them; ``args`` and ``kwargs`` are then
     of no account.
     """
+    began = time.time()
     choice = choose(image)
     if not (image.python or choice.python):
         raise LaunchError(
@@ -63,7 +66,9 @@ def run_function(
         if packed is None:
             same = found.magic == specification["magic"]
             packed = pack_arguments((args, kwargs), specification, same=same, protocol=found.protocol)
-        answer = found.call(specification, packed, image.workdir or os.getcwd(), _variables())
+        with found.recorded(specification["name"], began) as end:
+            answer = found.call(specification, packed, image.workdir or os.getcwd(), _variables())
+            end(0 if answer[0] == b"ok" else 1)
     if answer[0] == b"ok":
         return Sealed(open_result, answer[1:])
     return Sealed(open_error, answer)
@@ -83,6 +88,7 @@ def _variables() -> dict[str, str] | None:
 
 def run_command(image: TaskImage, command: str, output: int, errors: int, timeout: float | None) -> int | None:
     """Run a shell command in its image; its exit status, or None if it exceeded ``timeout`` seconds."""
+    began = time.time()
     choice = choose(image)
     if not choice.shell:
         raise LaunchError(f"{image.reference} has no shell", "A bash app needs bash or sh in the image.")
@@ -91,10 +97,16 @@ def run_command(image: TaskImage, command: str, output: int, errors: int, timeou
     directory = image.workdir or os.getcwd()
     if choice.python or image.python:
         # The agent is inside already: it starts the shell in a millisecond, a new sandbox takes four.
-        with agent(image, choice) as found:
-            return found.spawn(argv, directory, output, errors, timeout, _variables())
+        with agent(image, choice) as found, found.recorded(os.path.basename(choice.shell), began) as end:
+            status = found.spawn(argv, directory, output, errors, timeout, _variables())
+            end(-1 if status is None else status)
+            return status
     with sandbox(image, choice, argv) as launch:
-        return _run_alone(launch, output, errors, timeout)
+        start = time.time()
+        status = _run_alone(launch, output, errors, timeout)
+        code = -1 if status is None else status
+        write_record(*launch.record, start=began, setup=start - began, seconds=time.time() - start, exit=code)
+        return status
 
 
 def _run_alone(launch: Launch, output: int, errors: int, timeout: float | None) -> int | None:
@@ -142,6 +154,7 @@ def sandbox(
         volumes=tuple(map(Volume.parse, image.volumes)),
         env={**dict(image.env), **(env or {})},
         support=support,
+        by="parsl",
         die_with_parent=True,
     )
     # The grace time of an unused mount covers the gap between two tasks; an agent holds it while it lives.

@@ -51,6 +51,7 @@ class Inside:
             volumes=tuple(map(Volume.parse, self.settings.volumes)),
             support=support,
             env=self.settings.env,
+            by="jupyter",
             environ=self.environ,
             cwd=self.cwd,
             die_with_parent=True,

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from typing import Any
 
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Dict, List, Unicode
 
-from udi_core import UdiError, UnsupportedImage, Volume, lazy_progress
+from udi_core import UdiError, UnsupportedImage, Volume, lazy_progress, write_record
 from udi_jupyter.inside import inside
 from udi_jupyter.ipykernel import provide
 from udi_jupyter.kernelspec import START, KernelSettings
@@ -31,6 +32,8 @@ class UdiProvisioner(LocalProvisioner):
     srun = List(Unicode(), config=True)
 
     _resources: contextlib.ExitStack | None = None
+    _record = ("", "")
+    _began = _setup = 0.0
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Pull the image if it is missing, mount it, and put the sandbox's command line in front of the kernel's.
@@ -54,6 +57,7 @@ class UdiProvisioner(LocalProvisioner):
 
     def _enter_image(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         self._leave_image()
+        self._began = time.time()
         manager: Any = self.parent
         # The connection file must be there at the path that Jupyter knows.
         runtime = os.path.dirname(os.path.realpath(manager.connection_file))
@@ -78,10 +82,19 @@ class UdiProvisioner(LocalProvisioner):
             self._resources = resources.pop_all()
         # Jupyter sets JPY_PARENT_PID after this method, and a kernel whose parent is bwrap takes another parent
         # for the death of the server and leaves.
+        self._record, self._setup = launch.record, time.time() - self._began
         kwargs["cmd"] = ["/usr/bin/env", "--unset=JPY_PARENT_PID", *launch.argv]
         kwargs["env"] = dict(launch.env)
         kwargs["pass_fds"] = launch.pass_fds
         return kwargs
+
+    async def wait(self) -> int | None:
+        """The kernel's status, once it has ended; the run record then has its line."""
+        status = await super().wait()
+        begun, self._record = self._record, ("", "")
+        spent = time.time() - self._began - self._setup
+        write_record(*begun, start=self._began, setup=self._setup, seconds=spent, exit=status or 0)
+        return status
 
     async def cleanup(self, restart: bool = False) -> None:
         """Give the image up; a restart takes it again."""

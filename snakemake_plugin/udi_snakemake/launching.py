@@ -22,10 +22,10 @@ _SUPPORT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "singularity
 _SOURCE_SCRIPTS = 'for script in /.singularity.d/env/*.sh; do [ -f "$script" ] && . "$script"; done; '
 
 
-def launch(action: Action, question: warm.Question | None = None) -> NoReturn:
+def launch(action: Action, question: warm.Question | None, began: float) -> NoReturn:
     """Become the program that ``action`` names, in its image, mounted and pulled as needed.
 
-    With ``question`` the front can do the same again without us.
+    With ``question`` the front can do the same again without us; ``began`` is when it was called.
 
     Raises:
         UdiError: anything that keeps the program from starting.
@@ -43,10 +43,11 @@ def launch(action: Action, question: warm.Question | None = None) -> NoReturn:
             env=ready.env,
             leases=mounted.fds,
             root=mounted.view,
+            record=ready.record,
             inputs=_inputs(action, cwd, host.environ),
             environ=host.environ,
         )
-    execute(ready)
+    execute(ready, began)
 
 
 def _inputs(action: Action, cwd: str, environ: Mapping[str, str]) -> list[str]:
@@ -85,6 +86,7 @@ def specify(
         clearenv=environment.clear,
         workdir=action.pwd,
         home=not (action.home or action.no_home or action.contain),
+        by="snakemake",
         # A job that Snakemake kills must not go on in its image.
         die_with_parent=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from udi_core import LaunchError, UdiError
@@ -24,6 +25,7 @@ def _forget_locale() -> None:
 
 def main(program: str, argv: Sequence[str]) -> int:
     """Carry out one command line; returns the exit status, unless the process has become the program in the image."""
+    began = time.time()
     acting = bool(set(ACTIONS) & set(argv))
     question = take_question()
     _forget_locale()
@@ -33,7 +35,7 @@ def main(program: str, argv: Sequence[str]) -> int:
         if isinstance(request, Action):
             from udi_snakemake.launching import launch
 
-            launch(request, question)
+            launch(request, question, began)
         elif isinstance(request, Help):
             from udi_snakemake.help import text
 

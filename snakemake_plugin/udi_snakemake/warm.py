@@ -52,6 +52,7 @@ def remember(
     env: Mapping[str, str],
     leases: Iterable[int],
     root: str,
+    record: tuple[str, str],
     inputs: Iterable[str],
     environ: Mapping[str, str],
 ) -> None:
@@ -61,6 +62,7 @@ def remember(
         argv: of the launch, without the word that changes.
         leases: descriptors that the launch inherits.
         root: a path at which the mounted image can be looked at.
+        record: the launch's file of the run record and its beginning of a line.
         inputs: files that the launch was made of, whether they exist or not.
         environ: what the front's shell exports.
     """
@@ -81,6 +83,7 @@ def remember(
             f"for entry in {_quote(root)}/*; do break; done",
             f'[ "$entry" != {_quote(root + "/*")} ] || return 0',
             *_take_leases(flock, [os.readlink(f"/proc/self/fd/{fd}") for fd in leases]),
+            *_record(*record, round(time.time()) - now),
             *_set(env, environ),
             f'exec {_words(argv)} "$last"',
         ]
@@ -151,6 +154,16 @@ def _set(env: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[str]:
     for name, value in sorted(env.items()):
         if environ.get(name) != value:
             yield f"export {name}={_quote(value)}"
+
+
+def _record(file: str, beginning: str, boot: int) -> Iterator[str]:
+    """A line of the run record, to the second: a shell has no better clock that costs nothing.
+
+    Written without the lock that keeps ``udi node clean`` waiting, so the very last line before it may be lost.
+    """
+    if file:
+        line = f"""printf '%s,"start":%s}}\\n' {_quote(beginning)} "$(({boot} + now))" """
+        yield f"{{ {line}>>{_quote(file)}; }} 2>/dev/null"
 
 
 def _publish(question: Question, code: str, newest: float) -> None:

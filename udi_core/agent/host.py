@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
-from udi_core import _process
+from udi_core import _process, record
 from udi_core.agent import in_image
 from udi_core.errors import LaunchError
 from udi_core.sandbox import Launch
@@ -52,6 +52,8 @@ class Agent:
                 launch.argv, env=launch.env, stdin=theirs.fileno(), pass_fds=launch.pass_fds, close_fds=True
             )
         self._socket = ours
+        self._record = launch.record
+        self._cpu = 0.0
         #: Functions that the agent has got; it keeps them for its life.
         self._functions: set[str] = set()
         self._fd = ours.fileno()
@@ -61,6 +63,7 @@ class Agent:
         self.python: str = hello["python"]
         self.magic: bytes = hello["magic"]
         self.protocol: int = hello["protocol"]
+        self._pid: int = hello["pid"]
 
     def call(
         self,
@@ -116,6 +119,44 @@ class Agent:
             return None
         status: int = pickle.loads(parts[0])[1]  # noqa: S301
         return status
+
+    @contextlib.contextmanager
+    def recorded(self, task: str, began: float) -> Iterator[Callable[[int], None]]:
+        """Write a line of the run record for the length of a block, which calls what it is given with an exit status.
+
+        ``began`` is the time.time() at which work on the task began; an agent may have been started since.
+        """
+        start, status = time.time(), -1
+
+        def end(value: int) -> None:
+            nonlocal status
+            status = value
+
+        try:
+            yield end
+        finally:
+            if self._record[0]:
+                cpu, rss = self._usage()
+                cpu, self._cpu = max(0.0, cpu - self._cpu), cpu
+                record.write(
+                    *self._record,
+                    task=task,
+                    start=began,
+                    setup=start - began,
+                    seconds=time.time() - start,
+                    exit=status,
+                    cpu=cpu,
+                    rss=rss,
+                )
+
+    def _usage(self) -> tuple[float, int]:
+        """CPU seconds of the agent and its ended children, and bytes of memory it has now (proc_pid_stat(5))."""
+        try:
+            with open(f"/proc/{self._pid}/stat", "rb", buffering=0) as file:
+                words = file.read().rpartition(b")")[2].split()
+        except OSError:
+            return 0.0, 0
+        return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK"), int(words[21]) * os.sysconf("SC_PAGE_SIZE")
 
     def alive(self) -> bool:
         """Whether its process runs."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 
 from udi_core.errors import OutputLost, UdiError
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+#: When this command was given, as nearly as Python can tell.
+BEGAN = time.time()
 
 _RUNNERS = ("run", "shell", "batch", "step")
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 
 from udi_core.batch import Job, directives, interpreter, prepared, recorded
+from udi_core.cli import BEGAN
 from udi_core.cli.run import read_env_file
 from udi_core.config import Config, load_config
 from udi_core.errors import ImageAbsent, UsageError
@@ -190,8 +191,9 @@ def _enter(job: Job, config: Config, command: Callable[[StoredImage], tuple[str,
         env={**{name: value for name, _, value in (each.partition("=") for each in said.env)}, VARIABLE: job.encode()},
         env_file={name: value for path in said.env_file for name, value in read_env_file(path).items()},
         workdir=said.workdir,
+        by="batch",
         # Slurm keeps its copy of the script where only this job needs to look.
         support=(Volume(source=script, target=script, read_only=True),) if script else (),
     )
     mounted = NodeMounts(config, store).mount(image)
-    execute(build(spec, mounted, config, Host.observe(mounted)))
+    execute(build(spec, mounted, config, Host.observe(mounted)), BEGAN)

@@ -142,6 +142,12 @@ def _words(usage: str, epilog: str = "") -> Callable[[Parser], None]:
     return arguments
 
 
+def _report(parser: Parser) -> None:
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="files or directories; default: all that you have")
+    parser.add_argument("--svg", metavar="FILE", help="draw a picture as well")
+    _json(parser)
+
+
 def _login(parser: Parser) -> None:
     parser.add_argument("registry", metavar="REGISTRY", help="for example ghcr.io")
     parser.add_argument("-u", "--username", metavar="NAME")
@@ -191,6 +197,7 @@ COMMANDS = {
         arguments=_words("PROGRAM [ARGUMENT…]"),
         run="batch:step",
     ),
+    "report": Command(help="show where the time went: the run records", arguments=_report, run="report:report"),
     "login": Command(help="store a registry's password", arguments=_login, run="login:login"),
     "logout": Command(help="forget a registry's password", arguments=_logout, run="login:logout"),
     "doctor": Command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from udi_core.cli import BEGAN
 from udi_core.config import load_config
 from udi_core.errors import ImageAbsent, UsageError
 from udi_core.launch import find
@@ -43,7 +44,7 @@ def _enter(arguments: Arguments, command: tuple[str, ...] | None, entrypoint: bo
         entrypoint=entrypoint,
     )
     mounted = NodeMounts(config, ImageStore(config.store)).mount(image)
-    execute(build(spec, mounted, config, Host.observe(mounted)))
+    execute(build(spec, mounted, config, Host.observe(mounted)), BEGAN)
 
 
 def _image(arguments: Arguments, config: Config) -> StoredImage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, cast
@@ -79,7 +80,7 @@ def launch(
     join: tuple[str, ...] = (),
     **spec: Any,
 ) -> Launch:
-    stored = cast(Any, SimpleNamespace(config=image_config or ImageConfig()))
+    stored = cast(Any, SimpleNamespace(digest="sha256:ab", reference="x", config=image_config or ImageConfig()))
     mounted = MountedImage(stored, "/N/root", join, 9, "kernel", "/N/etc", "/N/root", (9,))
     host = Host(
         image=TextTree(image),
@@ -498,3 +499,11 @@ def test_commands_that_can_be_started(command: str) -> None:
 
 def test_the_lease_is_passed_on() -> None:
     assert launch().pass_fds == (9,)
+
+
+def test_the_run_record_names_what_will_run() -> None:
+    built = launch(("bash", "-c", "secret"), config={"record_dir": "/r"}, by="parsl")
+    assert built.record[0] == "/n/record.jsonl"
+    line = json.loads(built.record[1] + "}")
+    assert (line["by"], line["image"], line["backend"], line["program"]) == ("parsl", "sha256:ab", "kernel", "bash")
+    assert launch(("bash",)).record[0] == ""

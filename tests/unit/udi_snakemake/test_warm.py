@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +80,7 @@ class Node:
                 env={**self.env, **changes},
                 leases=[lease],
                 root=str(self.path / "root"),
+                record=(str(self.path / "record.jsonl"), '{"by":"snakemake"'),
                 inputs=[str(self.path / name) for name in ("x.simg", "config", "absent")],
                 environ=environ or self.env,
             )
@@ -114,6 +117,9 @@ def node(tmp_path: Path, shell: list[str], monkeypatch: pytest.MonkeyPatch) -> I
 def test_only_the_last_word_may_differ(node: Node) -> None:
     node.remember()
     assert node.job("first") == "first\n"
+    line = json.loads((node.path / "record.jsonl").read_text())
+    assert line["by"] == "snakemake"
+    assert abs(line["start"] - time.time()) < 300
     assert node.job("it's $HOME\n*") == "it's $HOME\n*\n"
     assert node.ask("exec", str(node.path / "x.simg"), "sh", "-c", "word") == "Python\n"
     assert node.ask("exec", "--nv", str(node.path / "x.simg"), "bash", "-c", "word") == "Python\n"
@@ -136,6 +142,7 @@ def test_the_environment_is_that_of_the_launch(node: Node) -> None:
         env={**launch, "QUOTED": "a'b\nc", "PATH": "/usr/bin:/bin"},
         leases=[lease],
         root=str(node.path / "root"),
+        record=("", ""),
         inputs=[],
         environ=environ,
     )

@@ -1,0 +1,133 @@
+"""The run record: what ran where, one line of JSON for each thing that happened.
+
+Lines go to a file in the node directory, so that a task costs the shared file system nothing; at the end of a job
+``udi node clean`` moves the file to ``record_dir``.  A line is written in one ``write`` to a descriptor in append
+mode, which no other writer's line can get into (write(2)), and is at most 4 KiB long.
+
+Nothing here raises because of the file: a task runs whether it can be recorded or not.  Imports nothing that a
+process which becomes a task has not loaded anyway.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from udi_core.config import Config
+
+NAME = "record.jsonl"
+# Node-local directories are often in memory: of a node that nobody ever cleans, the last lines are kept.
+_MOST = 32 << 20
+_LONGEST_TEXT = 512
+
+
+def path(config: Config) -> str:
+    """The file of this node, or "" where the configuration switches the record off."""
+    return f"{config.node_dir}/{NAME}" if config.record_dir else ""
+
+
+def head(by: str, image: str, reference: str, backend: str, uid: int, environ: Mapping[str, str], program: str) -> str:
+    """The beginning of a line: what is known before the thing happens.
+
+    A shell can make it a whole line: it adds ``,"start":SECONDS}``.
+    """
+    node = environ.get("SLURMD_NODENAME") or os.uname().nodename
+    texts = {"by": by, "image": image, "reference": reference, "backend": backend, "node": node, "program": program}
+    job = environ.get("SLURM_JOB_ID", "")
+    if job:
+        texts["job"] = job
+    return "{" + ",".join(f'"{name}":{_quoted(text)}' for name, text in texts.items()) + f',"uid":{uid}'
+
+
+def write(file: str, beginning: str, *, task: str = "", **fields: float) -> None:
+    """Append one line to the record, if ``file`` names one.
+
+    Args:
+        beginning: what :func:`head` made.
+        task: a name for this one of many tasks of the same program.
+        fields: ``start``, seconds since 1970 (now, if it is left out); ``setup``, seconds until the task began;
+            ``seconds`` that it took; ``exit``, its status; ``cpu``, seconds; ``rss`` and ``bytes``, bytes.
+    """
+    if not file:
+        return
+    start = fields.pop("start", None) or time.time()
+    text = f',"task":{_quoted(task)}' if task else ""
+    numbers = "".join(f',"{name}":{value:.6g}' for name, value in fields.items())
+    line = f'{beginning}{text},"start":{start:.6f}{numbers}}}\n'.encode(errors="replace")
+    try:
+        fd = _open(file)
+        try:
+            os.write(fd, line)
+        finally:
+            os.close(fd)
+    except OSError:
+        return
+
+
+def collect(config: Config) -> str:
+    """Move this node's record to ``record_dir``; where it is now, or "" if there was none.
+
+    Atomic for readers, and no line is lost or doubled, whatever tasks write meanwhile.
+    """
+    file = path(config)
+    taken = f"{file}.{os.getpid()}"
+    try:
+        os.rename(file, taken)
+    except OSError:
+        return ""
+    fd = os.open(taken, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # whoever opened it under its old name has written by now
+        os.makedirs(config.record_dir, 0o700, exist_ok=True)
+        name = f"{os.environ.get('SLURMD_NODENAME') or os.uname().nodename}.{os.geteuid()}.{time.time_ns()}.jsonl"
+        target = os.path.join(config.record_dir, name)
+        part = os.path.join(config.record_dir, f".{name}.part")
+        with open(fd, "rb", closefd=False) as source, open(part, "wb") as copy:
+            while block := source.read(1 << 20):
+                copy.write(block)
+        os.rename(part, target)
+        os.unlink(taken)
+        return target
+    except OSError:
+        return ""  # full or read-only: what was taken stays in the node directory
+    finally:
+        os.close(fd)
+
+
+def _open(file: str) -> int:
+    """A descriptor to append to, with a shared lock that keeps :func:`collect` from reading too early."""
+    directory = os.path.dirname(file)
+    try:
+        status = os.lstat(directory)
+    except FileNotFoundError:  # a pull, before anything was mounted
+        os.makedirs(directory, 0o700)
+        status = os.lstat(directory)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o170022 != 0o040000:
+        raise PermissionError(directory)
+    while True:
+        fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            status = os.fstat(fd)
+            if status.st_nlink and status.st_size < _MOST:
+                return fd
+            if status.st_nlink and os.path.samestat(status, os.stat(file)):
+                os.rename(file, file + ".old")
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # collected or put aside between our open and our lock
+
+
+def _quoted(text: str) -> str:
+    text = text[:_LONGEST_TEXT]
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    import json  # 12 ms, for texts that hardly any image has
+
+    return json.dumps(text)
