@@ -18,6 +18,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     install.add_argument("--volume", action="append", default=[], metavar="SRC:DST[:ro]")
     install.add_argument("--env", action="append", default=[], metavar="K=V")
     install.add_argument("--srun", metavar="OPTIONS", help="run on another node, by srun with these options")
+    install.add_argument(
+        "--bridge", action="store_true", help="let the kernel call sbatch, srun and udi of this machine"
+    )
     install.add_argument("--prefix", help="install below this directory, not for the user alone")
     install.add_argument(
         "--no-pull", action="store_true", help="leave pulling, and finding ipykernel, to the first start"
@@ -61,6 +64,7 @@ def _install(arguments: argparse.Namespace) -> int:
             "volumes": arguments.volume,
             "env": dict(each.split("=", 1) for each in arguments.env),
             "srun": _srun(arguments.srun),
+            "bridge": arguments.bridge,
         }
     )
     encrypts = False

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from udi_core import (
     Config,
     Host,
+    HostCalls,
     ImageStore,
     Launch,
     LaunchSpec,
@@ -44,8 +45,16 @@ class Inside:
     environ: Mapping[str, str]
     cwd: str
 
-    def launch(self, *command: str, support: tuple[Volume, ...] = ()) -> Launch:
-        """The command line that runs a program as the kernel would be run: it dies with the process that starts it."""
+    def launch(
+        self,
+        *command: str,
+        support: tuple[Volume, ...] = (),
+        calls: HostCalls | None = None,
+    ) -> Launch:
+        """The command line that runs a program as the kernel would be run: it dies with the process that starts it.
+
+        ``calls`` lets it call programs of the node.
+        """
         spec = LaunchSpec(
             command=command,
             volumes=tuple(map(Volume.parse, self.settings.volumes)),
@@ -56,7 +65,14 @@ class Inside:
             cwd=self.cwd,
             die_with_parent=True,
         )
-        return build(spec, self.mounted, self.config, Host.observe(self.mounted, environ=self.environ, cwd=self.cwd))
+        make = build if calls is None else calls.build
+        return make(spec, self.mounted, self.config, Host.observe(self.mounted, environ=self.environ, cwd=self.cwd))
+
+    def host_calls(self) -> contextlib.AbstractContextManager[HostCalls | None]:
+        """What lets the kernel call programs of the node, if its settings ask for that."""
+        if not self.settings.bridge:
+            return contextlib.nullcontext()
+        return HostCalls(self.config, environ=self.environ, cwd=self.cwd)
 
     def run_python(self, *arguments: str, support: tuple[Volume, ...] = ()) -> tuple[int, str, str]:
         """Run the image's Python to its end: exit status, standard output, standard error."""

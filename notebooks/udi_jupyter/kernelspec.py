@@ -38,6 +38,7 @@ class KernelSettings:
         volumes: ``SRC:DST[:ro]`` each.
         env: set in the kernel, above the image's own environment.
         srun: the command that starts programs on another node; empty for a kernel on this one.
+        bridge: let the kernel call the node's ``sbatch``, ``srun`` and so on, as far as the site allows.
     """
 
     image: str
@@ -45,6 +46,7 @@ class KernelSettings:
     volumes: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict)
     srun: tuple[str, ...] = ()
+    bridge: bool = False
 
     @classmethod
     def parse(cls, config: Mapping[str, Any]) -> KernelSettings:
@@ -68,6 +70,7 @@ class KernelSettings:
             volumes=tuple(known.get("volumes", ())),
             env={str(key): str(value) for key, value in known.get("env", {}).items()},
             srun=tuple(known.get("srun", ())),
+            bridge=known.get("bridge") is True,
         )
         ImageReference.parse(settings.image)
         for volume in settings.volumes:

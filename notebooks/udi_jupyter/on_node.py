@@ -80,6 +80,7 @@ def _start(request: dict[str, Any], directory: str, resources: contextlib.ExitSt
         path,
         *request["arguments"],
         support=(*ipykernel.support, Volume(source=directory, target=directory)),
+        calls=resources.enter_context(image.host_calls()),
     )
     kernel = spawn(launch.argv, env=launch.env, pass_fds=launch.pass_fds, stdin=DEVNULL)
     return kernel, path

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
-from traitlets import Dict, List, Unicode
+from traitlets import Bool, Dict, List, Unicode
 
 from udi_core import UdiError, UnsupportedImage, Volume, lazy_progress, write_record
 from udi_jupyter.inside import inside
@@ -30,6 +30,7 @@ class UdiProvisioner(LocalProvisioner):
     volumes = List(Unicode(), config=True)
     env = Dict(config=True)
     srun = List(Unicode(), config=True)
+    bridge = Bool(config=True)
 
     _resources: contextlib.ExitStack | None = None
     _record = ("", "")
@@ -78,6 +79,7 @@ class UdiProvisioner(LocalProvisioner):
                 *ipykernel.start,
                 *kwargs["cmd"][len(START) :],
                 support=(*ipykernel.support, Volume(source=runtime, target=runtime)),
+                calls=resources.enter_context(kernel.host_calls()),
             )
             self._resources = resources.pop_all()
         # Jupyter sets JPY_PARENT_PID after this method, and a kernel whose parent is bwrap takes another parent
