@@ -42,8 +42,7 @@ def environment() -> Iterator[dict[str, str]]:
         "XDG_RUNTIME_DIR": directory,
         "UDI_STORE": os.path.join(directory, "store"),
         "UDI_NODE_DIR": os.path.join(directory, "node"),
-        "UDI_SITE_CONFIG": os.environ["UDI_SITE_CONFIG"],
-        "UDI_CONFIG": os.environ["UDI_CONFIG"],
+        **{name: os.environ[name] for name in ("UDI_SITE_CONFIG", "UDI_CONFIG") if name in os.environ},
     }
     try:
         yield env
