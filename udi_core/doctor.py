@@ -110,6 +110,13 @@ def _store(config: Config) -> Finding:
     while not os.path.isdir(existing):
         existing = os.path.dirname(existing)
     free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.R_OK | os.X_OK):
+        return Finding(
+            level="missing",
+            what="store",
+            found=f"{config.store} cannot be read",
+            hint="Set UDI_STORE to a directory of your own, or ask the owner of this one.",
+        )
     if not os.access(existing, os.W_OK):
         return Finding(
             level="note",

@@ -16,7 +16,7 @@ import requests
 from udi_core.credentials import Credential
 from udi_core.errors import ConfigError, CorruptImage, ImageNotFound, RegistryError
 from udi_core.tokens import Authenticator
-from udi_core.web import BROKEN, RETRIES, Web, backoff, host_of, may_be_plain, origin, reason, scrub
+from udi_core.web import BROKEN, RETRIES, Web, backoff, host_of, may_be_plain, origin, reason, refused_by_proxy, scrub
 
 _MAX_REDIRECTS = 6
 _LONGEST_ERROR = 65536
@@ -230,6 +230,10 @@ class Endpoint:
         hint = "Check the name and the network; compute nodes often have none: pull on a login node first."
         if "CERTIFICATE_VERIFY_FAILED" in why:
             hint = "If the site has a certificate authority of its own, name its file with ca_file or UDI_CA_FILE."
+        if refused_by_proxy(error):
+            hint = (
+                "The proxy said no: see https_proxy and no_proxy; a password goes into http://USER:PASSWORD@HOST:PORT."
+            )
         return RegistryError(f"The registry {self._registry} cannot be reached", f"{self.origin}: {why}", hint)
 
     def _name(self, path: str) -> str:

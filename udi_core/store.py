@@ -161,6 +161,8 @@ class ImageStore:
                 f"The store is {self.root}.",
                 "udi images lists what is there.",
             ) from None
+        except PermissionError as error:
+            raise _unreadable(error) from error
         except _DAMAGE as error:
             raise StoreError(
                 f"The record of image {digest[:19]} cannot be read",
@@ -194,6 +196,8 @@ class ImageStore:
                 return _parse_tag(parse_json(file.read()))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError as error:
+            raise _unreadable(error) from error
         except _DAMAGE as error:
             raise StoreError(
                 f"The tag of {reference.short} cannot be read", str(error), f"Pull it again: udi pull {reference.short}"
@@ -214,7 +218,7 @@ class ImageStore:
 
     def tags(self) -> Iterator[Tag]:
         """All tags."""
-        for directory, _, names in sorted(os.walk(os.path.join(self.root, "tags"))):
+        for directory, _, names in sorted(os.walk(os.path.join(self.root, "tags"), onerror=_stop)):
             for name in sorted(names):
                 if name.endswith(".json"):
                     try:
@@ -236,7 +240,8 @@ class ImageStore:
             for name in ("images/sha256", "tags", "tmp", "locks", "uses"):
                 os.makedirs(os.path.join(self.root, name), exist_ok=True)
             if not os.access(os.path.join(self.root, "tmp"), os.W_OK):
-                raise OSError(errno.EACCES, os.strerror(errno.EACCES), self.root)
+                code = errno.EROFS if os.statvfs(self.root).f_flag & os.ST_RDONLY else errno.EACCES
+                raise OSError(code, os.strerror(code), self.root)
 
     def lease_path(self, digest: str) -> str:
         """Where the lease of a digest's producer is."""
@@ -461,6 +466,19 @@ def translated(root: str) -> Iterator[None]:
         ) from error
 
 
+def _unreadable(error: OSError) -> StoreError:
+    return StoreError(
+        f"The store's {error.filename} cannot be read",
+        str(error),
+        "Set UDI_STORE to a directory of your own, or ask the owner of this one.",
+    )
+
+
+def _stop(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise _unreadable(error) from error
+
+
 def _pick(tag: Tag, platform: Platform | None) -> str | None:
     if platform is not None:
         return tag.images.get(str(platform))
@@ -569,6 +587,8 @@ def _listdir(path: str) -> list[str]:
         return sorted(os.listdir(path))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise _unreadable(error) from error
 
 
 def _age(path: str, *, newest: bool = False) -> float:

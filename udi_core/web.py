@@ -111,7 +111,8 @@ class Web:
             try:
                 response = ask()
             except BROKEN as error:
-                if isinstance(error, requests.exceptions.SSLError) or (attempt >= 3 and _nobody_there(error)):
+                final = isinstance(error, requests.exceptions.SSLError) or refused_by_proxy(error)
+                if final or (attempt >= 3 and _nobody_there(error)):
                     raise
                 wish = 0.0
             else:
@@ -183,6 +184,11 @@ def _proxies(url: str) -> dict[str, str]:
     if is_loopback(host_of(url)):
         return {}
     return dict(requests.utils.get_environ_proxies(url))
+
+
+def refused_by_proxy(error: BaseException) -> bool:
+    """Whether a proxy said no to a tunnel, which asking again does not change."""
+    return "Tunnel connection failed: 4" in str(_innermost(error))  # http.client tells it by this text only
 
 
 def _nobody_there(error: BaseException) -> bool:

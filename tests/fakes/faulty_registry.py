@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from tests.support import oci
 
@@ -22,6 +24,7 @@ class FaultyRegistry:
     Attributes:
         damage: applied to every blob (not to manifests).
         cut_after: bytes of a blob after which the connection is closed, every time; 0 for never.
+        stop_at: byte of a blob behind which nothing is ever sent: the connection is closed there; 0 for never.
         status: answer everything with this status; 0 for never.
         refusals: statuses of the next answers, before all is well.
         ignore_ranges: answer a request for a part of a blob with all of it.
@@ -32,6 +35,7 @@ class FaultyRegistry:
     layout: oci.Layout
     damage: Damage | None = None
     cut_after: int = 0
+    stop_at: int = 0
     status: int = 0
     refusals: list[int] = field(default_factory=list)
     ignore_ranges: bool = False
@@ -42,8 +46,8 @@ class FaultyRegistry:
 
 
 @contextlib.contextmanager
-def faulty_registry(directory: Path) -> Iterator[FaultyRegistry]:
-    """Serve a layout below ``directory`` (made if it is not there) on a loopback port."""
+def faulty_registry(directory: Path, tls: ssl.SSLContext | None = None) -> Iterator[FaultyRegistry]:
+    """Serve a layout below ``directory`` (made if it is not there) on a loopback port; by HTTPS with ``tls``."""
     state: FaultyRegistry
 
     class Handler(BaseHTTPRequestHandler):
@@ -89,8 +93,11 @@ def faulty_registry(directory: Path) -> Iterator[FaultyRegistry]:
                 self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if state.cut_after and len(body) > state.cut_after:
-                self.wfile.write(body[: state.cut_after])
+            cut = state.cut_after if state.cut_after and len(body) > state.cut_after else None
+            if state.stop_at and start + len(body) > state.stop_at:
+                cut = max(0, state.stop_at - start)
+            if cut is not None:
+                self.wfile.write(body[:cut])
                 self.wfile.flush()
                 self.connection.close()
                 self.close_connection = True
@@ -107,7 +114,13 @@ def faulty_registry(directory: Path) -> Iterator[FaultyRegistry]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        def finish_request(self, request: Any, client_address: Any) -> None:
+            # In the connection's own thread: a handshake must not keep others waiting.
+            with contextlib.suppress(OSError):
+                super().finish_request(tls.wrap_socket(request, server_side=True) if tls else request, client_address)
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         state = FaultyRegistry(host=f"127.0.0.1:{server.server_port}", layout=oci.Layout(directory))
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

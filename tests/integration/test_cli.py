@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,20 +13,9 @@ import pytest
 
 from tests.fakes.faulty_registry import FaultyRegistry, faulty_registry
 from tests.support import oci
+from tests.support.command import three_parts, tree, udi
 
 pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "docker-registry", "apt-get")
-
-
-def udi(
-    *argv: str, env: Mapping[str, str], input: str | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "udi_core", *argv]
-    return subprocess.run(command, env=env, input=input or "", capture_output=True, text=True, timeout=120, cwd=cwd)
-
-
-def tree(path: str) -> list[str]:
-    """All of a store but its empty directories and lock files' names."""
-    return sorted(os.path.relpath(os.path.join(top, name), path) for top, _, names in os.walk(path) for name in names)
 
 
 @pytest.fixture
@@ -80,11 +68,11 @@ def test_a_damaged_image_is_found_and_made_anew(faulty: FaultyRegistry, udi_env:
     squashfs = Path(image["squashfs"])
     squashfs.chmod(0o644)
     squashfs.write_bytes(b"damaged")
-    check_three_parts(udi("verify", faulty.reference(), env=udi_env), 65, "udi pull --force")
+    three_parts(udi("verify", faulty.reference(), env=udi_env), 65, "udi pull --force")
     squashfs.unlink()
-    check_three_parts(udi("verify", faulty.reference(), env=udi_env), 65, "udi pull --force")
+    three_parts(udi("verify", faulty.reference(), env=udi_env), 65, "udi pull --force")
     squashfs.with_name("image.json").write_text("{")
-    check_three_parts(udi("pull", faulty.reference(), env=udi_env), 73, "--force")
+    three_parts(udi("pull", faulty.reference(), env=udi_env), 73, "--force")
     assert udi("pull", "--force", faulty.reference(), env=udi_env).returncode == 0
     assert udi("verify", faulty.reference(), env=udi_env).returncode == 0
 
@@ -113,7 +101,7 @@ def test_a_variable_is_passed_on_only_if_it_is_set(base_image: str, udi_env: dic
     script = "echo ${SET-no} ${FROM_FILE-no} ${UNSET-no} ${UNSET_FILE-no}"
     done = udi("run", *options, base_image, "--", "bash", "-c", script, env=env)
     assert done.stdout == "1 2 no no\n", done.stderr
-    check_three_parts(udi("run", "-e", "=x", base_image, "--", "true", env=env), 125, "name is missing")
+    three_parts(udi("run", "-e", "=x", base_image, "--", "true", env=env), 125, "name is missing")
 
 
 def shell(script: str, env: Mapping[str, str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -142,8 +130,8 @@ def test_an_output_that_is_full(base_image: str, udi_env: dict[str, str]) -> Non
     env = {**udi_env, "REF": base_image}
     done = shell("$udi pull $REF 2>/dev/full", env)
     assert done.returncode == 0, done
-    check_three_parts(shell("$udi images >/dev/full", env), 74, "cannot be written", "No space left")
-    check_three_parts(shell("$udi config show --json >/dev/full", env), 74, "cannot be written")
+    three_parts(shell("$udi images >/dev/full", env), 74, "cannot be written", "No space left")
+    three_parts(shell("$udi config show --json >/dev/full", env), 74, "cannot be written")
     assert shell("$udi nosuch 2>/dev/full", env).returncode == 2
     assert shell("$udi run $REF -- nosuch 2>/dev/full", env).returncode == 127
     assert shell("$udi images --json 2>&1 | head -c 1", env).returncode == 0
@@ -158,9 +146,9 @@ def test_a_current_directory_that_is_gone(base_image: str, udi_env: dict[str, st
         gone.mkdir()
         return shell(f"rmdir $PWD; {command}", env, gone)
 
-    check_three_parts(there("$udi run $REF -- true"), 125, "current directory", "cd to another")
-    check_three_parts(there("$udi run -V x:/x $REF -- true"), 125, "current directory")
-    check_three_parts(there("$udi pull oci:x"), 2, "current directory")
+    three_parts(there("$udi run $REF -- true"), 125, "current directory", "cd to another")
+    three_parts(there("$udi run -V x:/x $REF -- true"), 125, "current directory")
+    three_parts(there("$udi pull oci:x"), 2, "current directory")
     assert there("$udi images").returncode == 0
     assert there("$udi pull $REF").returncode == 0
 
@@ -203,13 +191,13 @@ def test_the_site_s_policy_is_asked_when_an_image_is_warm(
     env = {**udi_env, "UDI_SITE_CONFIG": str(site), "UDI_CONFIG": str(user)}
     site.write_text("policy: {registries: [ghcr.io]}\n")
     for reference in (base_image, f"id:{identity}"):
-        check_three_parts(udi("run", reference, "--", "true", env=env), 125, "does not allow images", "ghcr.io")
-    check_three_parts(udi("pull", base_image, env=env), 77, "does not allow images")
+        three_parts(udi("run", reference, "--", "true", env=env), 125, "does not allow images", "ghcr.io")
+    three_parts(udi("pull", base_image, env=env), 77, "does not allow images")
     (tmp_path / "secret").mkdir()
     site.write_text(f"volumes: ['{tmp_path}/secret:/site']\npolicy: {{denied_sources: ['{tmp_path}/secret']}}\n")
     assert udi("run", base_image, "--", "test", "-d", "/site", env=env, cwd=tmp_path / "secret").returncode == 0
     user.write_text(f"volumes: ['{tmp_path}:/mnt']\n")
-    check_three_parts(udi("run", base_image, "--", "true", env=env), 125, "does not allow the volume", "secret")
+    three_parts(udi("run", base_image, "--", "true", env=env), 125, "does not allow the volume", "secret")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -226,133 +214,14 @@ def test_doctor_says_what_each_backend_lacks(udi_env: dict[str, str]) -> None:
     assert found["bwrap"]["level"] == "ok"
 
 
-def check_three_parts(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert any(line.startswith("udi: ") for line in lines), done.stderr
-    for word in words:
-        assert word in done.stderr, done.stderr
-
-
-BAD_REFERENCES = ["", "team/UPPER:x", "name:bad tag", "host:99999999/x", "x@sha256:12", "ftp://x/y", "./path", "id:zz"]
-
-
-@pytest.mark.parametrize("reference", BAD_REFERENCES)
-def test_a_malformed_reference_shows_a_right_one(reference: str, udi_env: dict[str, str]) -> None:
-    check_three_parts(udi("pull", reference, env=udi_env), 2, "is not an image reference")
-
-
-def test_an_unknown_tag(registry: object, base_image: str, udi_env: dict[str, str]) -> None:
-    unknown = base_image.rpartition(":")[0] + ":nosuchtag"
-    check_three_parts(udi("pull", unknown, env=udi_env), 66, "nosuchtag", "does not exist")
-    check_three_parts(udi("run", unknown, "--", "true", env=udi_env), 125, "nosuchtag")
-
-
-def test_no_permission(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
-    faulty.status = 403
-    check_three_parts(udi("pull", faulty.reference(), env=udi_env), 77, "udi login")
-
-
-def test_a_dead_registry(udi_env: dict[str, str]) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    check_three_parts(udi("pull", f"docker:127.0.0.1:{port}/x", env=udi_env), 69, "cannot be reached")
-
-
-def test_a_connection_that_is_cut_is_resumed(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
-    faulty.cut_after = 1_000_000
-    done = udi("pull", faulty.reference(), env=udi_env)
-    assert done.returncode == 0, done.stderr
-
-
-def test_wrong_bytes_publish_nothing(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
-    def flip(digest: str, raw: bytes) -> bytes:
-        return raw[:-1] + bytes([raw[-1] ^ 1]) if len(raw) > 1000 else raw
-
-    assert udi("images", env=udi_env).returncode == 0
-    faulty.damage = flip
-    check_three_parts(udi("pull", faulty.reference(), env=udi_env), 65)
-    assert tree(udi_env["UDI_STORE"]) == []
-
-
-def test_a_wrong_diff_id(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
-    layer = oci.Layer.of(oci.file("x", "x"))
-    layer.diff_id = "sha256:" + "0" * 64
-    faulty.layout.add_image([layer], tag="lies")
-    check_three_parts(udi("pull", faulty.reference("lies"), env=udi_env), 65, "digest")
-    assert tree(udi_env["UDI_STORE"]) == []
-
-
-@pytest.mark.parametrize("keep", [0.3, 0.9])
-def test_a_truncated_layer(faulty: FaultyRegistry, udi_env: dict[str, str], keep: float) -> None:
-    whole = oci.Layer.of(oci.file("x", os.urandom(100_000)), compression="")
-    cut = oci.Layer(data=whole.data[: int(len(whole.data) * keep)], compression="gzip")
-    faulty.layout.add_image([cut], tag="cut")
-    check_three_parts(udi("pull", faulty.reference("cut"), env=udi_env), 65)
-    assert tree(udi_env["UDI_STORE"]) == []
-
-
-@pytest.mark.parametrize("name", ["../../etc/passwd", "a/../../x", "/../x"])
-def test_a_name_that_leads_out_is_refused(faulty: FaultyRegistry, udi_env: dict[str, str], name: str) -> None:
-    faulty.layout.add_image([oci.Layer.of(oci.file(name, "evil"))], tag="evil")
-    check_three_parts(udi("pull", faulty.reference("evil"), env=udi_env), 65, "leads out of the image")
-    assert tree(udi_env["UDI_STORE"]) == []
-
-
-def test_another_architecture_lists_what_there_is(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
-    image = faulty.layout.add_image([oci.Layer.of(oci.file("x", "x"))], tag=None, platform="linux/s390x")
-    faulty.layout.add_index([image], tag="foreign")
-    check_three_parts(udi("pull", faulty.reference("foreign"), env=udi_env), 65, "linux/s390x", "--platform")
-
-
-def test_a_missing_tool(base_image: str, udi_env: dict[str, str]) -> None:
-    env = {**udi_env, "UDI_TOOL_TAR2SQFS": "/nowhere", "UDI_TOOL_MKSQUASHFS": "/nowhere"}
-    check_three_parts(udi("pull", base_image, env=env), 69, "apt-get install squashfs-tools-ng")
-
-
-@pytest.mark.root
-@pytest.mark.needs("mount")
-def test_a_full_disk_leaves_the_store_as_it_was(
-    faulty: FaultyRegistry, udi_env: dict[str, str], tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "small", str(disk)], check=True)
-    try:
-        env = {**udi_env, "UDI_STORE": str(disk / "store")}
-        check_three_parts(udi("pull", faulty.reference(), env=env), 74, "No space is left")
-        assert tree(str(disk)) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.mark.root
-@pytest.mark.needs("mount")
-def test_a_read_only_store_can_be_read_and_says_so_when_written(
-    base_image: str, udi_env: dict[str, str], faulty: FaultyRegistry
-) -> None:
-    store = udi_env["UDI_STORE"]
-    assert udi("pull", base_image, env=udi_env).returncode == 0
-    subprocess.run(["mount", "--bind", store, store], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", store], check=True)
-        assert udi("run", base_image, "--", "true", env=udi_env).returncode == 0
-        check_three_parts(udi("pull", faulty.reference(), env=udi_env), 73, "UDI_STORE")
-    finally:
-        udi("node", "clean", env=udi_env)
-        subprocess.run(["umount", store], check=True)
-
-
 def test_commands_that_cannot_be_run(base_image: str, udi_env: dict[str, str]) -> None:
-    check_three_parts(udi("run", base_image, "--", "nosuchcommand", env=udi_env), 127, "nosuchcommand")
-    check_three_parts(udi("run", base_image, "--", "/etc/passwd", env=udi_env), 126, "/etc/passwd")
+    three_parts(udi("run", base_image, "--", "nosuchcommand", env=udi_env), 127, "nosuchcommand")
+    three_parts(udi("run", base_image, "--", "/etc/passwd", env=udi_env), 126, "/etc/passwd")
 
 
 def test_an_unknown_command_and_option(udi_env: dict[str, str]) -> None:
-    check_three_parts(udi("pul", env=udi_env), 2, "pull")
-    check_three_parts(udi("pull", "--nosuch", "x", env=udi_env), 2, "--help")
+    three_parts(udi("pul", env=udi_env), 2, "pull")
+    three_parts(udi("pull", "--nosuch", "x", env=udi_env), 2, "--help")
 
 
 def test_errors_as_json(udi_env: dict[str, str]) -> None:
