@@ -48,8 +48,8 @@ def _measure(reference: str) -> int:
     print(f"/bin/true in a warm image, {mounted.backend} mount; {quiet_machine()}; medians of 50")
     print(f"  bare fork and exec {bare:.1f} ms; python -c pass {python:.1f} ms")
     reached = [
-        verdict("argv built in a running Python process", inside, 6, " ms"),
-        verdict("udi run", command, 50, " ms"),
+        verdict("argv built in a running Python process", inside, 6, " ms", peer="bare fork and exec", beside=bare),
+        verdict("udi run", command, 50, " ms", peer="python -c pass", beside=python),
         verdict(f"mounts made by {PROCESSES} processes at once", mounts, 1),
     ]
     print(f"  all {PROCESSES} ended well, in {seconds:.1f} s")

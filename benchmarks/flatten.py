@@ -1,6 +1,6 @@
 """Pull and flatten against skopeo + umoci + mksquashfs, in one run; prints the ratios beside the targets.
 
-``python -m benchmarks.flatten`` as root.  Exit code 1 if a target is missed.
+``python -m benchmarks.flatten`` as root, who alone can run debootstrap and unpack owners.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.make_image import contents, make
-from benchmarks.measure import Cost, measure, quiet_machine, verdict
+from benchmarks.measure import Cost, against, measure, need, quiet_machine, verdict
 from tests.support.registry import running_registry
 
 ROUNDS = 3
 LAYERS, MIN_CONTENT, MIN_ENTRIES = 3, 800_000_000, 25_000
+PEER = "skopeo, umoci, mksquashfs"
 CACHE = Path(".cache/bench").resolve()
 
 
@@ -36,6 +37,7 @@ def _ours(source: str, scratch: Path) -> Cost:
 
 
 def main() -> int:
+    need("skopeo", "umoci", "mksquashfs", "docker-registry", "debootstrap", root=True)
     layout = make(CACHE / "image")
     entries, content = contents(layout)
     runs: dict[str, list[Cost]] = {"peer": [], "udi": []}
@@ -65,10 +67,10 @@ def main() -> int:
         print(f"  {name:10} {cost.wall:8.2f} {cost.cpu:8.2f} {cost.written / 1e6:11.0f} {cost.memory / 1e6:10.0f}")
     ours, peer = middle["udi"], middle["peer"]
     reached = [
-        verdict("wall, ratio to the peer", ours.wall / peer.wall, 0.40),
-        verdict("CPU, ratio to the peer", ours.cpu / peer.cpu, 0.45),
-        verdict("bytes written, ratio to the squashfs", ours.written / size, 1.15),
-        verdict("peak memory of all processes", ours.memory / 1e6, 250, " MB"),
+        against("wall", ours.wall, peer.wall, 0.40, " s", peer=PEER),
+        against("CPU", ours.cpu, peer.cpu, 0.45, " s", peer=PEER),
+        against("bytes written", ours.written / 1e6, size / 1e6, 1.15, " MB", peer="the squashfs"),
+        verdict("peak memory", ours.memory / 1e6, 250, " MB", peer=PEER, beside=peer.memory / 1e6),
     ]
     if content < MIN_CONTENT or entries < MIN_ENTRIES:
         print(f"  the image is too small: {MIN_CONTENT / 1e6:.0f} MB and {MIN_ENTRIES:,} entries are asked for")
