@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import images, oci, tools, user
+from tests.support import environment, images, oci, tools, user
 from tests.support import registry as registries
 
 
@@ -78,24 +77,9 @@ tiny_image = _real_image("tiny")
 
 @pytest.fixture
 def udi_env() -> Iterator[dict[str, str]]:
-    """The environment of a process with a store and a node directory of its own, both empty.
-
-    Also ``HOME`` and ``PATH`` with this interpreter's programs in front.  Mounts and holders end with the test.
-    """
-    directory = tempfile.mkdtemp(prefix="udi-test-")  # short: socket paths below it must fit in 108 bytes
-    os.mkdir(os.path.join(directory, "home"))
-    dropped = ("UDI_", "XDG_", "SLURM_")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
-    env |= {
-        "HOME": os.path.join(directory, "home"),
-        "PATH": f"{os.path.dirname(sys.executable)}:{env.get('PATH', '')}",
-        "UDI_STORE": os.path.join(directory, "store"),
-        "UDI_NODE_DIR": os.path.join(directory, "node"),
-        "UDI_SITE_CONFIG": os.environ["UDI_SITE_CONFIG"],
-        "UDI_CONFIG": os.environ["UDI_CONFIG"],
-    }
-    yield env
-    user.clean_up(directory)
+    """The environment of a process with a store and a node directory of its own; see tests/support/environment.py."""
+    with environment.own_environment() as env:
+        yield env
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def inside(
             mounted=mounted,
             config=config,
             environ=environ,
-            cwd=cwd or os.getcwd(),
+            cwd=os.fspath(cwd or os.getcwd()),
         )
 
 

@@ -1,4 +1,4 @@
-"""Real Jupyter kernels inside images."""
+"""Real Jupyter kernels inside images, and the programs that start them."""
 
 from __future__ import annotations
 
@@ -6,83 +6,147 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from jupyter_client.manager import KernelManager
 from udi_jupyter.kernelspec import KernelSettings, install, installed
 
 from tests.support import images, kernels
-from tests.support.kernels import evaluate, running
+from tests.support.environment import own_environment
+from tests.support.kernels import PRETTY_NAME, evaluate, running
 
-pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "apt-get")
+pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", *images.TOOLS)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("store"))
+def environment() -> Iterator[dict[str, str]]:
+    """Kernels of this module share a store, and the packages that are lent; it is also this process's environment."""
+    downloads = os.environ.get("PIP_CACHE_DIR") or os.path.expanduser("~/.cache/pip")
+    with own_environment() as env, pytest.MonkeyPatch.context() as patch:
+        home = Path(env["HOME"])
+        env |= {"JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_RUNTIME_DIR": str(home / "runtime")}
+        env |= {"JUPYTER_CONFIG_DIR": str(home / "config"), "IPYTHONDIR": str(home / "ipython")}
+        env |= {"PIP_CACHE_DIR": downloads, "XDG_CACHE_HOME": str(home / "cache")}
+        env |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        for key, value in env.items():
+            patch.setenv(key, value)
+        (home / "work").mkdir()
+        patch.chdir(home / "work")
+        yield env
 
 
 @pytest.fixture(scope="module")
 def kernel_image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Debian's Python with ipykernel, which needs libstdc++ for ZeroMQ."""
-    return kernels.kernel_image(tmp_path_factory.mktemp("image") / "layout")
-
-
-@pytest.fixture
-def environment(udi_env: dict[str, str], store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
-    env = {**udi_env, "UDI_STORE": store, "JUPYTER_DATA_DIR": str(tmp_path / "jupyter")}
-    env |= {"JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "IPYTHONDIR": str(tmp_path / "ipython")}
-    for key, value in env.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.chdir(tmp_path)
-    return env
+    return kernels.kernel_image(tmp_path_factory.mktemp("image") / "layout", "ipywidgets", "matplotlib")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tmp_path_factory.mktemp("cache"))
+def in_image(environment: dict[str, str], kernel_image: str) -> str:
+    """The name of a kernel in the image."""
+    settings = KernelSettings(image=kernel_image, env={"FROM_SPEC": "yes"})
+    return install(settings, name="in-image", display_name="Analysis 3").name
 
 
-@pytest.fixture
-def lent(cache: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where lent packages are kept: one directory for the module, since pip takes its time."""
-    monkeypatch.setenv("XDG_CACHE_HOME", cache)
-    return os.path.join(cache, "udi", "jupyter")
-
-
-@pytest.fixture
-def client(environment: Mapping[str, str], kernel_image: str) -> Iterator[Any]:
-    install(KernelSettings(image=kernel_image, env={"FROM_SPEC": "yes"}), name="in-image")
-    with running("in-image") as client:
+@pytest.fixture(scope="module")
+def client(in_image: str) -> Iterator[Any]:
+    """One kernel for all tests that leave it as it was."""
+    with running(in_image) as client:
         yield client
 
 
-def test_a_cell_sees_the_image_and_the_working_directory(client: Any, tmp_path: Path) -> None:
-    (tmp_path / "beside").write_text("here")
+def messages(client: Any, code: str, kind: str, **options: Any) -> list[dict[str, Any]]:
+    """The contents of all messages of a kind that a cell publishes."""
+    seen: list[dict[str, Any]] = []
+
+    def hook(message: dict[str, Any]) -> None:
+        if message["msg_type"] == kind:
+            seen.append(message["content"])
+
+    reply = client.execute_interactive(code, output_hook=hook, timeout=kernels.PATIENCE, **options)
+    assert reply["content"]["status"] == "ok", reply["content"]
+    return seen
+
+
+def test_a_cell_sees_the_image_and_the_working_directory(client: Any, environment: dict[str, str]) -> None:
+    Path("beside").write_text("here")
     code = "import os; print(open('/etc/os-release').read(), os.environ['FROM_SPEC'], open('beside').read())"
     seen = evaluate(client, code)
-    assert "bookworm" in seen and seen.endswith("yes here\n")
+    assert PRETTY_NAME in seen and seen.endswith("yes here\n")
     assert evaluate(client, "%cd /usr\nimport os; print(os.getcwd())").endswith("/usr\n")
-    assert evaluate(client, "!cat /etc/debian_version").startswith("12")
+    assert PRETTY_NAME in evaluate(client, "!cat /etc/os-release")
+    evaluate(client, f"%cd {os.getcwd()}")
 
 
-def test_interrupt_restart_and_shutdown(client: Any) -> None:
-    manager = client.manager
-    assert kernels.interrupted(client) == "KeyboardInterrupt"
-    evaluate(client, "kept = 1")
-    manager.restart_kernel(now=False)
-    client.wait_for_ready(timeout=kernels.PATIENCE)
-    assert evaluate(client, "print('kept' in globals())") == "False\n"
-    provisioner = manager.provisioner
-    manager.shutdown_kernel()
-    assert not provisioner.has_process
+def test_a_plot_is_shown(client: Any) -> None:
+    code = "%matplotlib inline\nimport matplotlib.pyplot as plot\nplot.plot([1, 4, 9]);"
+    (shown,) = messages(client, code, "display_data")
+    assert shown["data"]["image/png"].startswith("iVBOR")  # PNG, in base64
+
+
+def test_input_is_asked_for(client: Any) -> None:
+    def answer(message: dict[str, Any]) -> None:
+        assert message["content"]["prompt"] == "Name? "
+        client.input("Ada")
+
+    assert evaluate(client, "print('Hello,', input('Name? '))", allow_stdin=True, stdin_hook=answer) == "Hello, Ada\n"
+
+
+def test_a_widget_hears_from_the_browser(client: Any) -> None:
+    code = "import ipywidgets\nslider = ipywidgets.IntSlider(3)\nslider"
+    opened = messages(client, code, "comm_open")
+    (model,) = [each["comm_id"] for each in opened if each["data"]["state"].get("_model_name") == "IntSliderModel"]
+    update = {"method": "update", "state": {"value": 42}, "buffer_paths": []}
+    client.shell_channel.send(client.session.msg("comm_msg", {"comm_id": model, "data": update}))
+    assert evaluate(client, "print(slider.value)") == "42\n"
+
+
+def test_interrupt_restart_and_shutdown(in_image: str) -> None:
+    with running(in_image) as client:
+        manager = client.manager
+        assert kernels.interrupted(client) == "KeyboardInterrupt"
+        evaluate(client, "kept = 1")
+        manager.restart_kernel(now=False)
+        client.wait_for_ready(timeout=kernels.PATIENCE)
+        assert evaluate(client, "print('kept' in globals())") == "False\n"
+        provisioner = manager.provisioner
+        manager.shutdown_kernel()
+        assert not provisioner.has_process
+
+
+def run(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a Python program to its end."""
+    command = [sys.executable, "-m", *argv]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=kernels.PATIENCE)
+
+
+def test_jupyter_console(in_image: str) -> None:
+    code = "print(open('/etc/os-release').read())\nexit\n"
+    done = run("jupyter_console", "--simple-prompt", "--kernel", in_image, stdin=code)
+    assert PRETTY_NAME in done.stdout, done.stdout + done.stderr
+
+
+def test_nbclient_and_papermill(in_image: str, tmp_path: Path) -> None:
+    cells = [
+        nbformat.v4.new_code_cell("path = '/etc/hostname'", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("print(open(path).read())"),
+    ]
+    metadata = {"kernelspec": {"name": in_image, "display_name": "Analysis 3", "language": "python"}}
+    source, result = tmp_path / "source.ipynb", tmp_path / "result.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), source)
+    done = run("papermill", "--no-progress-bar", "-p", "path", "/etc/os-release", str(source), str(result))
+    assert done.returncode == 0, done.stderr
+    assert PRETTY_NAME in nbformat.read(result, 4).cells[-1].outputs[0].text
+    done = run("jupyter", "execute", "--inplace", str(result))
+    assert done.returncode == 0, done.stderr
+    assert PRETTY_NAME in nbformat.read(result, 4).cells[-1].outputs[0].text
 
 
 def test_ipykernel_is_lent_to_an_image_without_it(
-    environment: dict[str, str], lent: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    environment: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     install(KernelSettings(image=f"oci:{images.image('numeric').path}:latest"), name="without")
     with running("without") as client:
@@ -92,10 +156,11 @@ def test_ipykernel_is_lent_to_an_image_without_it(
         place, *_, child = evaluate(client, code).split()
         assert place.startswith("/.udi/jupyter/") and child == "1", "programs of the notebook see the image's own"
         assert "Read-only" in evaluate(client, "!touch /.udi/jupyter/x")
+    lent = os.path.join(environment["XDG_CACHE_HOME"], "udi", "jupyter")
     assert os.listdir(lent) == [f"cpython-311-glibc2.36-{os.uname().machine}"]
 
 
-def test_an_image_that_cannot_run_a_lent_ipykernel_says_why(environment: Mapping[str, str], lent: str) -> None:
+def test_an_image_that_cannot_run_a_kernel_says_why(environment: dict[str, str]) -> None:
     install(KernelSettings(image=f"oci:{images.image('base').path}:latest"), name="bare")
     with pytest.raises(RuntimeError, match=r"has no ipykernel(.|\n)*libstdc\+\+(.|\n)*pip install ipykernel"):
         KernelManager(kernel_name="bare").start_kernel()
@@ -106,12 +171,11 @@ def test_an_image_that_cannot_run_a_lent_ipykernel_says_why(environment: Mapping
 
 def test_the_command_installs_lists_and_removes(environment: dict[str, str], kernel_image: str) -> None:
     def udi(*argv: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "udi_core", "kernel", *argv]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return run("udi_core", "kernel", *argv)
 
     done = udi("install", "--image", kernel_image, "--name", "mine", "--display-name", "Mine", "--env", "A=b")
     assert done.returncode == 0, done.stderr
-    (kernel,) = installed()
+    (kernel,) = [each for each in installed() if each.name == "mine"]
     spec = json.loads(Path(kernel.directory, "kernel.json").read_text())
     assert spec["display_name"] == "Mine" and spec["interrupt_mode"] == "message"
     assert "mine" in udi("list").stdout

@@ -9,15 +9,22 @@ from typing import Any
 
 from jupyter_client.manager import KernelManager
 
-from tests.support import images
+from tests.support import images, oci
 
 #: Starting a kernel takes a second; on a busy machine it may take very long.
 PATIENCE = 180
+#: What the image calls itself.
+PRETTY_NAME = "Analysis image 3"
 
 
-def kernel_image(directory: Path) -> str:
-    """Reference of Debian's Python with ipykernel, in a layout below ``directory``."""
-    images.derive(images.image("numeric"), directory, [images.python_layer("ipykernel", name="numeric")])
+def kernel_image(directory: Path, *more: str) -> str:
+    """Reference of Debian's Python with ipykernel and ``more``, in a layout below ``directory``.
+
+    Its /etc/os-release is its own, so that nobody takes it for the machine.
+    """
+    layers = [images.python_layer("ipykernel", *more, name="numeric")]
+    layers.append(oci.Layer(data=oci.tar([oci.file("etc/os-release", f'PRETTY_NAME="{PRETTY_NAME}"\n')])))
+    images.derive(images.image("numeric"), directory, layers)
     return f"oci:{directory}:latest"
 
 
