@@ -18,9 +18,6 @@ from udi_parsl import worker
 from udi_parsl.images import TaskImage, thawed
 from udi_parsl.results import SUBMITTER, Sealed
 
-#: The keyword by which an executor passes arguments that it has packed.
-PACKED = "udi_packed"
-
 
 class _Shipped:
     """A callable that Parsl sends to a worker in the place of the user's function.
@@ -31,13 +28,18 @@ class _Shipped:
 
     __name__: str
 
-    def __call__(self, *args: Any, udi_image: TaskImage | bytes, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, udi_image: TaskImage | None = None, **kwargs: Any) -> Any:
         try:
-            return self._run(thawed(udi_image) if isinstance(udi_image, bytes) else udi_image, args, kwargs)
+            if udi_image is None:
+                return self._run_packed(thawed(args[0]), list(args[1:]))
+            return self._run(udi_image, args, kwargs)
         except Exception as error:
             return RemoteExceptionWrapper(type(error), error, error.__traceback__)
 
     def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    def _run_packed(self, image: TaskImage, parts: list[bytes]) -> Any:
         raise NotImplementedError
 
 
@@ -56,19 +58,19 @@ class ImageFunction(_Shipped):
         return _open_function, (self._pickled,)
 
     def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        packed = kwargs.get(PACKED)
-        sealed = worker.run_function(image, self.specification, args, kwargs, packed)
-        return _opened_at_home(sealed, self._submitter)
+        return self._opened_at_home(worker.run_function(image, self.specification, args, kwargs))
+
+    def _run_packed(self, image: TaskImage, parts: list[bytes]) -> Any:
+        return self._opened_at_home(worker.run_packed(image, self.specification, parts))
+
+    def _opened_at_home(self, result: Any) -> Any:
+        """In the submitting process itself nobody pickles the result, so nothing else would open it."""
+        return result.open() if self._submitter == SUBMITTER and isinstance(result, Sealed) else result
 
 
 @lru_cache(256)
 def _open_function(data: bytes) -> ImageFunction:
     return ImageFunction(*pickle.loads(data))  # noqa: S301 - inside a pickle that Parsl opened already
-
-
-def _opened_at_home(sealed: Sealed, submitter: str) -> Any:
-    """In the submitting process itself nobody pickles the result, so nothing else would open it."""
-    return sealed.open() if submitter == SUBMITTER else sealed
 
 
 class ImageCommand(_Shipped):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from udi_core import (
     load_config,
     pack_arguments,
     spawn,
+    unpack,
     write_record,
 )
 from udi_parsl.images import Choice, TaskImage, choose, same_python
@@ -40,18 +41,22 @@ AGENTS = int(os.environ.get("UDI_PARSL_AGENTS", "4"))
 _pool = AgentPool(AGENTS)
 
 
-def run_function(
-    image: TaskImage,
-    specification: dict[str, Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    packed: list[bytes] | None = None,
-) -> Any:
-    """Run a python app in its image; a sealed result or exception.
+def run_function(image: TaskImage, specification: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a python app in its image; its result if that is a small plain value, else it or its exception sealed."""
 
-    ``packed`` are the parts of the arguments if the submit side has pickled them; ``args`` and ``kwargs`` are then
-    of no account.
-    """
+    def packed(found: Agent) -> list[Any]:
+        same = found.magic == specification["magic"] and same_python(image, found.magic)
+        return pack_arguments((args, kwargs), specification, same=same, protocol=found.protocol)
+
+    return _run(image, specification, packed)
+
+
+def run_packed(image: TaskImage, specification: dict[str, Any], parts: list[bytes]) -> Any:
+    """As :func:`run_function`, with arguments that the submit side has packed."""
+    return _run(image, specification, lambda found: parts)
+
+
+def _run(image: TaskImage, specification: dict[str, Any], packed: Callable[[Agent], list[Any]]) -> Any:
     began = time.time()
     choice = choose(image)
     if not (image.python or choice.python):
@@ -63,12 +68,12 @@ def run_function(
     if specification["source"] is not None and not same_python(image, specification["magic"]):
         specification = _source_only(specification)
     with agent(image, choice) as found:
-        if packed is None:
-            same = found.magic == specification["magic"]
-            packed = pack_arguments((args, kwargs), specification, same=same, protocol=found.protocol)
+        parts = packed(found)
         with found.recorded(specification["name"], began) as end:
-            answer = found.call(specification, packed, image.workdir or os.getcwd(), _variables())
-            end(0 if answer[0] == b"ok" else 1)
+            answer = found.call(specification, parts, image.workdir or os.getcwd(), _variables())
+            end(0 if len(answer) > 1 else 1)  # a failure has one part
+    if answer[0] == b"plain":
+        return unpack(answer[1:])
     if answer[0] == b"ok":
         return Sealed(open_result, answer[1:])
     return Sealed(open_error, answer)

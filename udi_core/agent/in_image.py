@@ -8,8 +8,8 @@ Frames, both ways: ``>I`` count of parts, ``>Q`` size of each, then the parts.  
 parts are its out-of-band buffers (PEP 574), which spares large arrays a copy on each side.
 
 Requests: ``("call", specification, directory, protocol, variables)``, followed by a recipe of what the arguments need
-(or an empty part) and by the pickled arguments, is answered by ``b"ok"`` and the pickled result, or by
-``("error", description)``.
+(or an empty part) and by the pickled arguments, is answered by ``b"ok"`` and the pickled result (``b"plain"``
+if that is a small value of a builtin type, which may be opened anywhere), or by ``("error", description)``.
 ``("spawn", argv, directory, variables)``, followed by one byte that carries the descriptors of standard output and
 error (unix(7), SCM_RIGHTS), is answered twice: ``("started", pid)`` and ``("ended", status)``.  ``variables`` of the
 environment are this task's own; None if it has none.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _OUT_OF_BAND = sys.version_info >= (3, 8)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _functions = {}  # type: dict[str, Any]
 _workshops = {}  # type: dict[str, Any]
 _specifications = {}  # type: dict[str, Any]
@@ -262,7 +263,9 @@ def call(request: "Any", parts: "Sequence[Any]", python: str) -> "list[Any]":
     except BaseException as error:
         return _failure(error, workshop, python)
     try:
-        return [b"ok"] + _result(result, spec, workshop, protocol)
+        parts = _result(result, spec, workshop, protocol)
+        plain = type(result) in _PLAIN and len(parts[0]) < 4096
+        return [b"plain" if plain else b"ok"] + parts
     except BaseException as error:
         text = "the result of %r cannot be pickled: %s: %s" % (spec["name"], type(error).__name__, error)
         try:
