@@ -450,6 +450,11 @@ class _Slot:
         if state is not None:
             held = Held(pid=state.pid, started=state.started, device=state.device)
             load(state.backend).unmount(held, self.place)
+        elif os.path.lexists(self.place.root):
+            # The state file is damaged or gone, and what it described may be there: a mount, or unpacked files.
+            with suppress(OSError):
+                load("fuse").unmount(Held(), self.place)
+            load("extract").unmount(Held(), self.place)
 
     def user_of_the_store(self) -> str:
         """The name under which this mount is a user of its image in the store."""

@@ -433,15 +433,25 @@ class ImageStore:
     def _tag_path(self, reference: ImageReference) -> str:
         top = os.path.join(self.root, "tags")
         if reference.transport != "docker":
-            import hashlib
-
-            name = hashlib.sha256(str(reference).encode("utf-8", "surrogateescape")).hexdigest()
+            name = _sha256(str(reference).encode("utf-8", "surrogateescape"))
             return os.path.join(top, reference.transport, name + ".json")
         name = reference.tag or ""
         if reference.digest:
             name += "@" + reference.digest.replace(":", "-")
         # A repository may be called like another's tag file; "_tags" cannot be a path component of one.
         return os.path.join(top, reference.registry, reference.repository, "_tags", name + ".json")
+
+
+def _sha256(data: bytes) -> str:
+    # hashlib loads OpenSSL, which costs a warm start 3 ms.
+    try:
+        from _sha256 import sha256  # type: ignore[import-not-found]
+    except ImportError:
+        try:
+            from _sha2 import sha256  # type: ignore[import-not-found]  # since Python 3.12
+        except ImportError:
+            from hashlib import sha256
+    return str(sha256(data).hexdigest())
 
 
 def now() -> str:
