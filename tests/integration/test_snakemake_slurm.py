@@ -1,0 +1,103 @@
+"""``container:`` rules that Snakemake's slurm executor sends to the nodes of a real Slurm."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import slurm as slurms
+from tests.support import workflows
+from tests.support.cluster import Account, account, cluster
+from tests.support.slurm import Slurm
+
+pytest.importorskip("snakemake_executor_plugin_slurm")
+pytestmark = [pytest.mark.root, pytest.mark.needs(*slurms.TOOLS, "bwrap", "squashfuse_ll", "fusermount3", "setpriv")]
+
+SNAKEFILE = """
+container: "{image}"
+
+rule all:
+    input: "end.txt"
+rule shell:
+    output: "shell.txt"
+    shell: "cat /opt/marker > {{output}}; echo $SLURMD_NODENAME $SLURM_JOB_ID >> {{output}}; test ! -e /usr/bin/srun"
+rule script:
+    input: "shell.txt"
+    output: "script.txt"
+    group: "together"
+    script: "script.py"
+rule end:
+    input: "script.txt"
+    output: "end.txt"
+    group: "together"
+    shell: "fit < {{input}} > {{output}}; echo $SLURM_JOB_ID >> {{output}}"
+"""
+SCRIPT = """
+import os, platform
+from pathlib import Path
+text = [Path("/opt/marker").read_text().strip(), platform.python_version()]
+text += [os.environ["SLURM_JOB_ID"], str(os.getuid())]
+Path(snakemake.output[0]).write_text("\\n".join(text))
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    # The plugin asks squeue how a job has ended, so that Slurm must remember it for longer than between two questions.
+    with cluster(2, "MinJobAge=300") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def image(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return workflows.push_workflow_image(push, tmp_path_factory.mktemp("image") / "layout", "snakemake/slurm", "trixie")
+
+
+@pytest.fixture(params=["root", "user"])
+def somebody(slurm: Slurm, request: pytest.FixtureRequest) -> Iterator[Account]:
+    who = request.getfixturevalue("ordinary_user") if request.param == "user" else None
+    if who and who.python != sys.executable:
+        pytest.skip(f"no other account reaches {sys.executable}, in which Snakemake is")
+    with account(slurm, who) as found:
+        yield found
+
+
+@pytest.mark.timeout(900)
+def test_jobs_and_groups_run_in_the_image_on_the_nodes(somebody: Account, image: str) -> None:
+    somebody.write("Snakefile", SNAKEFILE.format(image=image))
+    somebody.write("script.py", SCRIPT)
+    # Snakemake's jobs take every SLURM_ variable away; a cluster's configuration is in /etc, and this one's is not.
+    srun = shutil.which("srun")
+    somebody.write("srun", f'#!/bin/sh\nSLURM_CONF={somebody.slurm.conf} exec {srun} "$@"\n')
+    done = somebody.run(
+        sys.executable,
+        *("-m", "snakemake", "--sdm", "apptainer", "--executor", "slurm", "--jobs", "4", "--latency-wait", "60"),
+        *("--slurm-no-account", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"),
+        *("--default-resources", "mem_mb=100", "runtime=10"),
+        check=False,
+        timeout=800,
+        UDI_SNAKEMAKE="1",
+    )
+    logs = (somebody.directory / ".snakemake" / "slurm_logs").rglob("*.log")
+    said = "\n".join([done.stdout, done.stderr, *(log.read_text() for log in logs)])
+    assert done.returncode == 0, said
+
+    def read(name: str) -> list[str]:
+        return (somebody.directory / name).read_text().splitlines()
+
+    marker, where = read("shell.txt")
+    node, first = where.split()
+    assert marker == "the image's file", said
+    assert node in somebody.slurm.nodes
+    marker, version, second, uid = read("script.txt")
+    assert (marker, version.rpartition(".")[0], uid) == ("the image's file", "3.13", str(somebody.uid))
+    # Both jobs of the group ran in one job of Slurm.
+    assert read("end.txt") == ["fitted by the image:", second]
+    assert first != second
+    # Pulled once, on the submit side, to where all nodes see it; every job read the same pointer.
+    assert len(list(Path(somebody.store, "images").glob("*/*"))) == 1
+    assert len(list((somebody.directory / ".snakemake" / "singularity").iterdir())) == 1
