@@ -1,13 +1,14 @@
 """Configuration: defaults, then the site's file, then the user's file, then the environment.
 
 Each value keeps its origin, so that ``udi config show`` and every error can say where it came from.  YAML is
-imported only if a file exists: a task that starts on a machine without configuration files does not pay for it.
+imported only if a file exists that was not read on this node before, since a task should not pay for it.
 """
 
 from __future__ import annotations
 
 import os
 
+from udi_core.documents import parse_once
 from udi_core.errors import ConfigError, UsageError
 from udi_core.policy import Policy, parse_policy
 from udi_core.values import dataclass, field, names
@@ -144,7 +145,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     values, origins = _defaults(environ)
     site, user = config_files(environ)
     for path in (site, user):
-        for key, value in _read_yaml(path).items():
+        for key, value in _read_yaml(path, environ.get("UDI_NODE_DIR") or values["node_dir"]).items():
             if key != "policy":
                 _set(values, origins, key, value, path)
             elif path == site:
@@ -230,28 +231,30 @@ def _defaults(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str
     return values, origins
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_yaml(path: str, node_dir: str) -> dict[str, Any]:
     try:
-        with open(path, "rb") as file:
-            text = file.read()
+        found = parse_once(path, node_dir, lambda text: _parse_yaml(text, path))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise ConfigError(f"The configuration file {path} cannot be read", error.strerror or str(error)) from error
-    import yaml
-
-    try:
-        # libyaml's loader, where PyYAML was built with it, is ten times as fast.
-        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
-        raise ConfigError(
-            f"The configuration file {path} is not YAML", str(error), "Check indentation and quotes."
-        ) from error
     if found is None:
         return {}
     if not isinstance(found, dict):
         raise ConfigError(f"The configuration file {path} is not a mapping", "", "Write lines of the form  key: value")
     return {str(key): value for key, value in found.items()}
+
+
+def _parse_yaml(text: bytes, path: str) -> Any:
+    import yaml
+
+    try:
+        # libyaml's loader, where PyYAML was built with it, is ten times as fast.
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
+        raise ConfigError(
+            f"The configuration file {path} is not YAML", str(error), "Check indentation and quotes."
+        ) from error
 
 
 def _set(values: dict[str, Any], origins: dict[str, str], key: str, value: Any, origin: str) -> None:

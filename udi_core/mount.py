@@ -25,7 +25,7 @@ import time
 from udi_core import etc_files, record
 from udi_core.backends import NAMES, PROCESSLESS, Held, Place, load, start_time
 from udi_core.contexts import contextmanager, suppress
-from udi_core.documents import parse_json
+from udi_core.documents import KEPT, parse_json
 from udi_core.errors import ConfigError, MountError, UdiError
 from udi_core.programs import require_program
 from udi_core.progress import Progress, ProgressSink, ignore
@@ -294,6 +294,9 @@ class NodeMounts:
         record.collect(self._config)
         with suppress(OSError):
             os.rmdir(self._base)
+            for name in _listdir(self._config.node_dir):
+                if name.startswith(KEPT):
+                    os.unlink(os.path.join(self._config.node_dir, name))
             os.rmdir(self._config.node_dir)
         return removed
 

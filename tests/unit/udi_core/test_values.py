@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from udi_core import contexts, documents, values
+from udi_core import contexts, values
 from udi_core.layout import Mount
 from udi_core.volumes import Volume
 
@@ -91,16 +91,3 @@ def test_contexts() -> None:
         raise FileNotFoundError
     with pytest.raises(ValueError, match="mine"), contexts.suppress(OSError):
         raise ValueError("mine")
-
-
-@pytest.mark.parametrize("text", ['{"a": [1, 2.5, null, true, "x\\n\\u00e9"]}', " [NaN, -Infinity]\n", '"é"', "0"])
-def test_json(text: str) -> None:
-    import json
-
-    assert repr(documents.parse_json(text.encode())) == repr(json.loads(text))
-
-
-@pytest.mark.parametrize("data", [b"", b"{", b'{"a": }', b"1 2", b'"\xff"', b"nope", b'{"a": "un'])
-def test_damaged_json(data: bytes) -> None:
-    with pytest.raises(ValueError):
-        documents.parse_json(data)
