@@ -85,9 +85,8 @@ def _enter_namespaces(server: int) -> None:
             _check(_libc.setns(fd, kind), f"setns {name}")
             os.close(fd)
     uid, gid = os.geteuid(), os.getegid()
-    if uid == 0 and not server:
-        _check(_libc.unshare(_CLONE_NEWNS), "unshare")
-    else:
+    # Root in a container often lacks CAP_SYS_ADMIN, and needs a user namespace as everybody does.
+    if uid or server or _libc.unshare(_CLONE_NEWNS):
         _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "a user namespace")
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:

@@ -160,6 +160,7 @@ class Host:
         image: the image's files.
         node: the node's files.
         bwrap: path of bubblewrap.
+        is_admin: whether the caller has CAP_SYS_ADMIN; root in a container often lacks it.
     """
 
     image: Tree
@@ -168,6 +169,7 @@ class Host:
     uid: int
     environ: Mapping[str, str]
     bwrap: str
+    is_admin: bool = False
 
     @classmethod
     def observe(
@@ -191,6 +193,7 @@ class Host:
             uid=os.geteuid(),
             environ=dict(os.environ if environ is None else environ),
             bwrap=require_program("bwrap", reason="run programs in an image", package="bubblewrap"),
+            is_admin=os.geteuid() == 0 and _is_admin(),
         )
 
 
@@ -213,6 +216,12 @@ class Launch:
     record: tuple[str, str] = ("", "")
 
 
+def _is_admin() -> bool:
+    with open("/proc/self/status", "rb", buffering=0) as file:
+        effective = file.read().partition(b"\nCapEff:\t")[2]
+    return bool(int(effective[:16], 16) & 1 << 21)  # CAP_SYS_ADMIN
+
+
 def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -> Launch:
     """The command line that runs ``spec`` in the image.  Pure: the same arguments give the same text.
 
@@ -233,6 +242,8 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
     argv = [*mounted.join, host.bwrap]
     if host.uid == 0:
         argv += ("--cap-drop", "ALL")
+        if not host.is_admin:
+            argv.append("--unshare-user")  # bubblewrap takes root for an administrator
     if spec.new_session:
         argv.append("--new-session")
     if spec.die_with_parent:

@@ -249,6 +249,22 @@ def _umask() -> int:
     return mask
 
 
+@pytest.mark.root
+@pytest.mark.needs("setpriv", "unsquashfs")
+def test_root_without_privileges(base_image: str, place: Path, environ: Mapping[str, str]) -> None:
+    """Root of a container has no CAP_SYS_ADMIN, and can still run tasks where it may have a user namespace."""
+    env = {**environ, "UDI_NODE_DIR": f"{place}/contained", "UDI_BACKENDS": "extract"}
+    contained = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--"]
+    udi = [sys.executable, "-m", "udi_core"]
+    for start in ([*udi, "run", base_image, "--"], [sys.executable, "-c", SPAWN, base_image, "/tmp", "/tmp"]):
+        probe = ["sh", "-c", "id -u; grep CapEff /proc/self/status; touch /usr/x 2>&1; touch /tmp/$$ && rm /tmp/$$"]
+        done = subprocess.run([*contained, *start, *probe], env=env, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[0] == "0" and "CapEff:\t0000000000000000" in done.stdout
+        assert "Read-only" in done.stdout
+    subprocess.run([*udi, "node", "clean"], env=env, check=True, stdout=subprocess.DEVNULL)
+
+
 def test_64_commands_at_once_in_a_fresh_image(
     base_image: str, place: Path, environ: Mapping[str, str], tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def launch(
     image_config: ImageConfig | None = None,
     config: dict[str, Any] | None = None,
     join: tuple[str, ...] = (),
+    is_admin: bool = False,
     **spec: Any,
 ) -> Launch:
     stored = cast(Any, SimpleNamespace(digest="sha256:ab", reference="x", config=image_config or ImageConfig()))
@@ -89,6 +90,7 @@ def launch(
         uid=uid,
         environ={"HOME": "/home/ada"} if environ is None else environ,
         bwrap="/usr/bin/bwrap",
+        is_admin=is_admin,
     )
     return build(
         LaunchSpec(command=command, **spec), mounted, Config(store="/s", node_dir="/n", **(config or {})), host
@@ -347,8 +349,12 @@ def test_a_cwd_that_would_hide_the_image_is_not_mounted(cwd: str) -> None:
 
 def test_only_root_has_capabilities_to_drop() -> None:
     assert "--cap-drop" not in launch().argv
-    argv = launch(uid=0).argv
-    assert argv[argv.index("--cap-drop") + 1] == "ALL"
+    argv = launch(uid=0, is_admin=True).argv
+    assert argv[argv.index("--cap-drop") + 1] == "ALL" and "--unshare-user" not in argv
+
+
+def test_root_that_is_no_administrator_gets_a_user_namespace() -> None:
+    assert "--unshare-user" in launch(uid=0).argv
 
 
 def test_the_prefix_of_a_namespace_comes_first() -> None:
