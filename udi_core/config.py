@@ -132,6 +132,7 @@ _ENVIRONMENT = {
     "UDI_MODULES": "use_modules",
 }
 _LISTS = frozenset({"backends", "directories", "strings"})  # commas separate them in a variable
+_ADDED = frozenset({"volumes", "env", "modules"})
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -272,6 +273,8 @@ def _set(values: dict[str, Any], origins: dict[str, str], key: str, value: Any, 
             checked = (*values.get(key, ()), *checked)
         elif key in ("env", "modules"):
             checked = {**checked, **values.get(key, {})}
+        if key in _ADDED and values.get(key):
+            origin = f"{origins[key]} and {origin}"
         values[key] = checked
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{origin} sets {key} to a wrong value", f"{key}: {value!r}: {error}") from error

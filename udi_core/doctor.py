@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from udi_core import _process
-from udi_core.config import Config
+from udi_core.config import Config, config_files
+from udi_core.credentials import Credentials
 from udi_core.errors import UdiError
 from udi_core.mount import probe_backends
 from udi_core.squashfs import writer_program
@@ -40,7 +41,52 @@ class Finding:
 
 def examine(config: Config) -> list[Finding]:
     """All findings, in the order in which a person would want to read them."""
-    return [*_tools(), _kernel(), *_backends(config), _store(config), _node_directory(config), *_frameworks()]
+    return [
+        _configuration(),
+        *_tools(),
+        _kernel(),
+        _sandbox(),
+        *_backends(config),
+        _store(config),
+        _node_directory(config),
+        *_registries(config),
+        *_frameworks(),
+    ]
+
+
+def _configuration() -> Finding:
+    files = [path for path in config_files(os.environ) if os.path.exists(path)]
+    return Finding(level="ok", what="configuration", found=", ".join(files) or "defaults; there is no file")
+
+
+def _sandbox() -> Finding:
+    """Whether bubblewrap can do here what tasks ask of it: AppArmor may forbid what the kernel offers."""
+    program = _process.find_tool("bwrap")
+    if not program:
+        return Finding(level="missing", what="sandbox", found="bwrap is not installed")
+    argv = [program, "--ro-bind", "/", "/", "--tmpfs", "/mnt", "--dev-bind", "/dev", "/dev", "true"]
+    tried = _process.run(argv, check=False, timeout=60)
+    if tried.returncode == 0:
+        return Finding(level="ok", what="sandbox", found="works")
+    hint = "Ask an administrator to let bwrap make user namespaces (on Ubuntu, an AppArmor profile for it)."
+    said = tried.stderr.decode(errors="replace").strip()[:200] or f"status {tried.returncode}"
+    return Finding(level="missing", what="sandbox", found=said, hint=hint)
+
+
+def _registries(config: Config) -> Iterator[Finding]:
+    """Files that pulling reads: what is wrong with them shows only when a private image is wanted."""
+    if config.ca_file and not os.access(config.ca_file, os.R_OK):
+        origin = config.origins.get("ca_file", "")
+        yield Finding(
+            level="missing", what="CA file", found=f"{config.ca_file} cannot be read", hint=f"It is set by {origin}."
+        )
+    credentials = Credentials(config.auth_file)
+    try:
+        credentials.find("docker.io")
+        there = [path for path in credentials.files() if os.path.exists(path)]
+        yield Finding(level="ok", what="passwords", found=", ".join(there) or "none are kept; see udi login")
+    except UdiError as error:
+        yield Finding(level="missing", what="passwords", found=error.brief, hint=error.hint)
 
 
 def _tools() -> Iterator[Finding]:

@@ -200,12 +200,6 @@ def test_the_site_s_policy_is_asked_when_an_image_is_warm(
     three_parts(udi("run", base_image, "--", "true", env=env), 125, "does not allow the volume", "secret")
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_names_every_command(shell: str, udi_env: dict[str, str]) -> None:
-    script = udi("completion", shell, env=udi_env).stdout
-    assert all(word in script for word in ("pull", "run", "doctor", "volume"))
-
-
 def test_doctor_says_what_each_backend_lacks(udi_env: dict[str, str]) -> None:
     env = {**udi_env, "UDI_TOOL_SQUASHFUSE_LL": "/nowhere"}
     document = json.loads(udi("doctor", "--json", env=env).stdout)

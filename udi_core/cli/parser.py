@@ -150,7 +150,7 @@ def _report(parser: Parser) -> None:
 
 def _login(parser: Parser) -> None:
     parser.add_argument("registry", metavar="REGISTRY", help="for example ghcr.io")
-    parser.add_argument("-u", "--username", metavar="NAME")
+    parser.add_argument("-u", "--username", metavar="NAME", help="default: asked for")
     parser.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
 
 
