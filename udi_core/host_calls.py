@@ -22,7 +22,7 @@ import socket
 import struct
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -52,8 +52,17 @@ class HostCalls:
     the task runs: ``with HostCalls(config) as calls: …``.  A program that still runs at the end is ended.
     """
 
-    def __init__(self, config: Config, *, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        environ: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        rewrite: Callable[[str, list[str]], list[str]] | None = None,
+    ) -> None:
         """Start to serve.  ``environ`` and ``cwd`` are what called programs begin with; None for this process's.
+
+        ``rewrite`` gets a program's name and argv, and returns the argv to start; it may be called from any thread.
 
         Raises:
             PolicyError: the site allows none.
@@ -67,6 +76,7 @@ class HostCalls:
             )
         self._environ = dict(os.environ if environ is None else environ)
         self._cwd = cwd or os.getcwd()
+        self._rewrite = rewrite or (lambda name, argv: argv)
         self._programs = available(config.policy.host_programs, self._environ.get("PATH", ""))
         if not self._programs:
             raise ToolMissing(
@@ -192,7 +202,7 @@ class HostCalls:
                 raise LaunchError(f"{name} cannot be called any more", "The image is being left.")
             try:
                 process = _process.spawn(
-                    [program, *map(str, request["argv"])],
+                    self._rewrite(name, [program, *map(str, request["argv"])]),
                     stdin=streams[0],
                     stdout=streams[1],
                     stderr=streams[2],

@@ -68,11 +68,9 @@ def test_a_script_runs_in_the_image_of_its_node(somebody: Account, mixed: dict[s
     (data / "input").write_text("the input\n")
     script = somebody.write("fit.sh", SCRIPT.format(**mixed, data=data))
     for node, marker in (("h1", "v3"), ("k1", "knl")):
-        out = somebody.directory / f"{node}.out"
-        argv = ["udi", "sbatch", "--wait", "-w", node, f"--output={out}", "--parsable", str(script), "an argument"]
-        done = somebody.run(*argv, check=False)
-        assert done.returncode == 7, (done.stdout, done.stderr, out.read_text() if out.exists() else "")
-        said, *rest = out.read_text().splitlines()
+        job = somebody.submit(script, "-w", node, program=("udi", "sbatch"), arguments=["an argument"])
+        assert somebody.status(job) == "7:0", somebody.output(job)
+        said, *rest = somebody.output(job).splitlines()
         assert said == f"image={marker} argument=an argument colour=blue job=fit.sh host={node}"
         assert rest == ["the input", str(somebody.uid)]
     # Warm already when the script starts: the prolog found the images in the comment that udi sbatch wrote.
@@ -96,9 +94,41 @@ until [ -e end ]; do sleep 0.2; done
 
 def test_plain_sbatch_does_as_well(somebody: Account, mixed: dict[str, str]) -> None:
     script = somebody.write("plain.sh", STATUS.format(**mixed).replace("until", "echo $1; exit; until"))
-    out = somebody.directory / "plain.out"
-    somebody.run("sbatch", "--wait", "-w", "h1", f"--output={out}", str(script), "argument")
-    assert out.read_text() == "marker=v3\nargument\n"
+    job = somebody.submit(script, "-w", "h1", arguments=["argument"])
+    assert somebody.status(job) == "0:0"
+    assert somebody.output(job) == "marker=v3\nargument\n"
+
+
+STEPS = """#!/bin/bash
+#SBATCH --nodes=2 --ntasks=2
+#UDI --image={image} --env=COLOUR=blue
+set -e
+export SIZE=large
+srun -N 2 -n2 --overlap python3 -c '
+import os, sys
+print("rank", *(os.environ[name] for name in ("SLURM_PROCID", "SLURMD_NODENAME", "COLOUR", "SIZE")), sys.version[:3])
+'
+srun -N1 -n1 --overlap udi --version
+squeue --noheader --job=$SLURM_JOB_ID --format=name=%j
+trap 'echo was told; kill $!; exit 3' USR1
+echo ready
+sleep 600 &
+wait
+"""
+
+
+def test_steps_of_the_script_are_in_the_image_too(somebody: Account, bullseye_image: str) -> None:
+    script = somebody.write("steps.sh", STEPS.format(image=bullseye_image))
+    job = somebody.submit(script, program=("udi", "sbatch"))
+    wait_until(lambda: "ready" in somebody.output(job), lambda: somebody.output(job))
+    said = somebody.output(job).splitlines()
+    assert sorted(said[:2]) == ["rank 0 h1 blue large 3.9", "rank 1 k1 blue large 3.9"]
+    assert said[2].startswith("udi ") and said[3:] == ["name=steps.sh", "ready"]
+    somebody.run("scancel", "--batch", "--signal=USR1", job)
+    wait_until(lambda: "was told" in somebody.output(job), lambda: somebody.output(job))
+    assert somebody.status(job) == "3:0"
+    for node in somebody.slurm.nodes:
+        wait_until(lambda node=node: not somebody.left_on(node), lambda node=node: somebody.left_on(node))
 
 
 def test_what_is_wrong_is_said_when_submitting(somebody: Account) -> None:

@@ -64,10 +64,26 @@ class Account:
         os.chown(path, self.uid, -1)
         return path
 
-    def submit(self, script: Path, *options: str, program: Sequence[str] = ("sbatch",)) -> str:
+    def submit(
+        self, script: Path, *options: str, program: Sequence[str] = ("sbatch",), arguments: Sequence[str] = ()
+    ) -> str:
         """Submit a batch script; its job's id."""
-        done = self.run(*program, "--parsable", f"--output={self.directory}/%j.out", *options, str(script))
+        words = ["--parsable", f"--output={self.directory}/%j.out", *options, str(script), *arguments]
+        done = self.run(*program, *words)
         return done.stdout.split()[-1]
+
+    def status(self, job: str) -> str:
+        """The exit status of a job (``"3:0"``, status and signal), waited for; sbatch --wait asks every 10 s only."""
+        found: list[str] = []
+
+        def ended() -> bool:
+            shown = self.run("scontrol", "show", "job", job).stdout
+            fields = dict(word.partition("=")[::2] for word in shown.split())
+            found[:] = [fields["ExitCode"]]
+            return fields["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
+
+        wait_until(ended, lambda: f"end of job {job}:\n{self.output(job)}")
+        return found[0]
 
     def output(self, job: str) -> str:
         """What a job has said so far."""
@@ -141,6 +157,7 @@ def account(slurm: Slurm, who: user.OrdinaryUser | None = None, **more: str) -> 
     settings = {
         "UDI_STORE": str(directory / "store"),
         "UDI_NODE_DIR": f"{slurm.local}/udi-{uid}",
+        "UDI_RECORD_DIR": str(directory / "home" / "records"),
         "UDI_SITE_CONFIG": "/nonexistent",
         "UDI_CONFIG": "/nonexistent",
     }

@@ -141,7 +141,7 @@ def _slurm_conf(
         "AccountingStorageType=accounting_storage/none",
         "SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,defer_batch",
         "KillWait=2",
-        "MinJobAge=10",
+        "MinJobAge=300",
         *settings,
     ]
     for name, port in zip(names, ports, strict=True):

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 #: When this command was given, as nearly as Python can tell.
 BEGAN = time.time()
 
-_RUNNERS = ("run", "shell", "batch", "step")
+# Read by hand, since a task waits for them.
+_HOT = ("run", "shell")
+# Their exit status is that of what they run.
+_RUNNERS = (*_HOT, "batch", "step")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,7 +66,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _dispatch(argv: Sequence[str]) -> int:
-    if argv and argv[0] in _RUNNERS:
+    if argv and argv[0] in _HOT:
         from udi_core.cli.arguments import read
 
         arguments = read(argv[0], argv[1:])

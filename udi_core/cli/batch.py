@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import os
 import re
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from udi_core.batch import Job, directives, interpreter, prepared, recorded
 from udi_core.cli import BEGAN
 from udi_core.cli.run import read_env_file
 from udi_core.config import Config, load_config
-from udi_core.errors import ImageAbsent, UsageError
+from udi_core.errors import ImageAbsent, LaunchError, PolicyError, ToolMissing, UdiError, UsageError
+from udi_core.host_calls import HostCalls
 from udi_core.mixed import for_this_node, pull_for_nodes, stored_for_nodes
 from udi_core.mount import NodeMounts
 from udi_core.node_kind import parse_kinds
-from udi_core.sandbox import Host, LaunchSpec, build, execute
+from udi_core.sandbox import Host, Launch, LaunchSpec, build, execute
+from udi_core.slurm import options_with_value, program_at
 from udi_core.store import ImageStore, StoredImage
 from udi_core.volumes import Volume
 
@@ -29,13 +34,15 @@ if TYPE_CHECKING:
 OPTIONS = ("image", "volume", "env", "env-file", "workdir", "interpreter")
 #: Variable by which the steps of a job learn what its batch script runs in.
 VARIABLE = "UDI_JOB"
+#: What starts this program on a node.
+PROGRAM = (sys.executable, "-P", "-m", "udi_core")
+_PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def sbatch(arguments: argparse.Namespace) -> int:
     """Pull, then submit; the exit status is sbatch's."""
     from udi_core import _process
     from udi_core.cli.show import lazy_progress
-    from udi_core.slurm import options_with_value, program_at
 
     words: list[str] = arguments.words
     if words[:1] in (["-h"], ["--help"]):
@@ -54,7 +61,7 @@ def sbatch(arguments: argparse.Namespace) -> int:
             "It has no line  #UDI --image=REF, and the command line has no --image.",
             "Add one, or submit it with sbatch.",
         )
-    own = interpreter(text)
+    own = interpreter(text)  # looked at before a pull that may take minutes
     config = load_config()
     with lazy_progress() as progress:
         images = pull_for_nodes(references, ImageStore(config.store), config, progress)
@@ -65,21 +72,25 @@ def sbatch(arguments: argparse.Namespace) -> int:
         interpreter=tuple(said.interpreter.split()) if said.interpreter else own,
         options=tuple(_without_image([*directives(text), *ours])),
     )
-    if not any(
-        word.startswith("--comment") for word in [*theirs, *re.findall(r"^#SBATCH\s+(\S+)", text, re.MULTILINE)]
-    ):
+    # A comment of the user's own stays; then the images are mounted by whatever comes first.
+    if not any(word.startswith("--comment") for word in theirs) and not re.search(r"(?m)^#SBATCH\s.*--comment", text):
         theirs.append("--comment=udi:" + ",".join(f"{kind}=id:{digest[7:]}" for kind, digest in job.images.items()))
     with tempfile.TemporaryDirectory(prefix="udi-sbatch-") as directory:
         # Slurm calls a job by its script's name, and reads the script before sbatch ends.
         path = os.path.join(directory, name)
         with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(prepared(text, job, (sys.executable, "-P", "-m", "udi_core")))
+            file.write(prepared(text, job, PROGRAM))
         return _process.spawn([program, *theirs, path, *words[at + 1 :]]).wait()
 
 
-def batch(arguments: argparse.Namespace) -> NoReturn:
-    """Become the script, in its image; what Slurm starts on the job's first node."""
+def batch(arguments: argparse.Namespace) -> int:
+    """Run the script in its image; what Slurm starts on the job's first node.
+
+    The script may call srun and the like, which this process runs for it: programs of its steps are in the image too.
+    Where the site allows no such calls, or the image has no Python for them, this process becomes the script.
+    """
     path, *rest = arguments.words or [""]
+    path = os.path.abspath(path)
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             text = file.read()
@@ -89,7 +100,23 @@ def batch(arguments: argparse.Namespace) -> NoReturn:
         ) from error
     config = load_config()
     job = recorded(text) or _job_of(text, config)
-    _enter(job, config, lambda image: (*(job.interpreter or (image.shell or "/bin/sh",)), path, *rest), path)
+    os.environ[VARIABLE] = job.encode()
+    image = _image(job)
+    command = (*(job.interpreter or (image.shell or "/bin/sh",)), path, *rest)
+    # Slurm keeps its copy of the script where only this job needs to look.
+    support = (Volume(source=path, target=path, read_only=True),)
+    spec = _spec(job, command, support)
+    mounted = NodeMounts(config, ImageStore(job.store)).mount(image)
+    host = Host.observe(mounted)
+    with contextlib.ExitStack() as stack:
+        try:
+            calls = stack.enter_context(HostCalls(config, rewrite=_in_image))
+            launch = calls.build(spec, mounted, config, host)
+        except (PolicyError, ToolMissing, LaunchError):
+            stack.close()
+            execute(build(spec, mounted, config, host), BEGAN)
+        status = _run(launch)
+    return _end_as(status)
 
 
 def step(arguments: argparse.Namespace) -> NoReturn:
@@ -101,7 +128,9 @@ def step(arguments: argparse.Namespace) -> NoReturn:
         )
     if not words:
         raise UsageError("No program was given", "", "Write: srun udi step PROGRAM [ARGUMENT…]")
-    _enter(Job.decode(os.environ[VARIABLE]), load_config(), lambda image: tuple(words))
+    config, job = load_config(), Job.decode(os.environ[VARIABLE])
+    mounted = NodeMounts(config, ImageStore(job.store)).mount(_image(job))
+    execute(build(_spec(job, tuple(words)), mounted, config, Host.observe(mounted)), BEGAN)
 
 
 def split_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -180,20 +209,67 @@ def _job_of(text: str, config: Config) -> Job:
     )
 
 
-def _enter(job: Job, config: Config, command: Callable[[StoredImage], tuple[str, ...]], script: str = "") -> NoReturn:
-    store = ImageStore(job.store)
-    digest = for_this_node(job.images, ", ".join(job.references.values()))
-    image = store.image(digest)
+def _image(job: Job) -> StoredImage:
+    return ImageStore(job.store).image(for_this_node(job.images, ", ".join(job.references.values())))
+
+
+def _spec(job: Job, command: tuple[str, ...], support: tuple[Volume, ...] = ()) -> LaunchSpec:
     said = _options(job.options)
-    spec = LaunchSpec(
-        command=command(image),
+    return LaunchSpec(
+        command=command,
         volumes=tuple(map(Volume.parse, said.volume)),
-        env={**{name: value for name, _, value in (each.partition("=") for each in said.env)}, VARIABLE: job.encode()},
+        env={name: value for name, _, value in (each.partition("=") for each in said.env)},
         env_file={name: value for path in said.env_file for name, value in read_env_file(path).items()},
         workdir=said.workdir,
         by="batch",
-        # Slurm keeps its copy of the script where only this job needs to look.
-        support=(Volume(source=script, target=script, read_only=True),) if script else (),
+        support=support,
     )
-    mounted = NodeMounts(config, store).mount(image)
-    execute(build(spec, mounted, config, Host.observe(mounted)), BEGAN)
+
+
+def _in_image(name: str, argv: list[str]) -> list[str]:
+    """What is started for a script that calls srun: the same, with its program in the job's image."""
+    if name != "srun":
+        return argv
+    at = 1 + program_at(argv[1:], _srun_options(argv[0]))
+    # With --multi-prog the word is a file that names programs; udi itself is the node's.
+    if at >= len(argv) or os.path.basename(argv[at]) == "udi" or "--multi-prog" in argv[:at]:
+        return argv
+    return [*argv[:at], *PROGRAM, "step", *argv[at:]]
+
+
+@functools.cache
+def _srun_options(program: str) -> dict[str, bool]:
+    from udi_core import _process
+
+    return options_with_value(_process.run([program, "--help"]).stdout.decode(errors="replace"))
+
+
+def _run(launch: Launch) -> int:
+    """Run a script to its end and pass signals on to it; the status is negative for a signal."""
+    # Forked, not spawned: the child becomes the script itself, where bubblewrap would stand between it and signals.
+    child = os.fork()
+    if not child:
+        _become(launch)
+    for number in _PASSED_ON:
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _end_as(status: int) -> int:
+    """Have this process end as the script did, so that Slurm sees the signal that ended it."""
+    if status >= 0:
+        return status
+    if -status != signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+    return 128 - status
+
+
+def _become(launch: Launch) -> NoReturn:
+    try:
+        execute(launch, BEGAN)
+    except UdiError as error:
+        print(f"udi: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code if error.exit_code in (126, 127) else 125)
+    finally:
+        os._exit(125)
