@@ -237,6 +237,8 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
     view = View(host.image, host.node, {target: mount.source for target, mount in placed.items()})
     env = environment(spec, mounted, config, host, view)
     workdir = _workdir(spec, mounted, host, view)
+    env.pop("OLDPWD", None)
+    env["PWD"] = workdir  # what shells would make of it; bubblewrap does the same
     command = _command(spec, mounted)
     check_command(command[0], env["PATH"], workdir, view)
     argv = [*mounted.join, host.bwrap]
@@ -425,7 +427,8 @@ def _workdir(spec: LaunchSpec, mounted: MountedImage, host: Host, view: Tree) ->
                 "" if spec.workdir.startswith("/") else "It is not an absolute path.",
                 "Name another one, or mount it with a volume.",
             )
-        return spec.workdir
+        # With "..", PWD would be no name that POSIX allows.
+        return resolve(view, spec.workdir) if ".." in spec.workdir.split("/") else spec.workdir
     return next(filter(exists, (host.cwd, mounted.image.config.workdir)), "/")
 
 

@@ -99,10 +99,15 @@ print(json.dumps(found))
 
 SPAWN = """
 import sys
-from udi_core import LaunchSpec, Volume, enter, spawn
-volumes = tuple(map(Volume.parse, sys.argv[2:4]))
-with enter(sys.argv[1], LaunchSpec(command=tuple(sys.argv[4:]), volumes=volumes)) as launch:
-    process = spawn(launch.argv, env=launch.env, pass_fds=launch.pass_fds)
+from udi_core import LaunchSpec, UdiError, Volume, enter, spawn
+reference, *words = sys.argv[1:]
+volumes, command = words[: words.index("--")], words[words.index("--") + 1 :]
+try:
+    spec = LaunchSpec(command=tuple(command), volumes=tuple(map(Volume.parse, volumes)))
+    with enter(reference, spec) as launch:
+        process = spawn(launch.argv, env=launch.env, pass_fds=launch.pass_fds)
+except UdiError as error:
+    sys.exit(error.exit_code)
 sys.exit(process.wait())
 """
 
@@ -185,7 +190,7 @@ def probed(
     command = ["python3", "-c", PROBE, str(place / "home"), str(place / "work"), "/volume", "/readonly", str(closed)]
     command.append("/volume/id")
     udi = [sys.executable, "-m", "udi_core", "run", *(f"-V{each}" for each in volumes), base_image, "--"]
-    helper = [sys.executable, "-c", SPAWN, base_image, *volumes]
+    helper = [sys.executable, "-c", SPAWN, base_image, *volumes, "--"]
     argv = [*(udi if request.param == "become" else helper), *command]
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environ, cwd=place / "work"
@@ -249,6 +254,51 @@ def _umask() -> int:
     return mask
 
 
+SAME = {
+    "volumes anywhere": (
+        ["/a b:/v1", r"/c\:d:/v2/q", "/file:/etc/hosts:ro", "/file:/etc/new/f", "/file:/lib/zz", "/new\nline:/v3"],
+        "cat /etc/hosts /etc/new/f /usr/lib/zz; ls -d /v1 /v2/q /v3",
+        {},
+        (0, "text\ntext\ntext\n/v1\n/v2/q\n/v3\n"),
+    ),
+    "a volume in another": (["/:/m", "/a b:/m/c\\:d:ro"], "touch /m/x && touch /m/c:d/x", {}, (1, "")),
+    "a script, and one without an interpreter": ([], "./script; ./bare", {}, (0, "script\nbare\n")),
+    "a home that is not there": (
+        [],
+        "echo $HOME; test -d $HOME || pwd",
+        {"HOME": "/nowhere"},
+        (0, "/nowhere\n$PLACE\n"),
+    ),
+    "its exit status": ([], "exit 200", {}, (200, "")),
+    "a target that cannot be": (["/file:/usr"], "true", {}, (125, "")),
+}
+
+
+def test_both_ways_in_agree(base_image: str, place: Path, environ: Mapping[str, str]) -> None:
+    there = place / "odd"
+    for name in ("a b", "c:d", "new\nline"):
+        (there / name).mkdir(parents=True)
+    (there / "file").write_text("text\n")
+    for name, text in (("script", "#!/bin/sh\necho script\n"), ("bare", "echo bare\n")):
+        (there / name).write_text(text)
+        (there / name).chmod(0o755)
+    for what, (volumes, script, more, expected) in SAME.items():
+        sources = [f"{there}{each}" for each in volumes]
+        udi = [sys.executable, "-m", "udi_core", "run", *(f"-V{each}" for each in sources), base_image, "--"]
+        helper = [sys.executable, "-c", SPAWN, base_image, *sources]
+        for start in (udi, [*helper, "--"]):
+            done = subprocess.run(
+                [*start, "sh", "-c", script],
+                env={**environ, **more},
+                cwd=there,
+                capture_output=True,
+                text=True,
+                timeout=200,
+            )
+            wanted = expected[0], expected[1].replace("$PLACE", str(there))
+            assert (done.returncode, done.stdout) == wanted, (what, start[:3], done.stderr)
+
+
 @pytest.mark.root
 @pytest.mark.needs("setpriv", "unsquashfs")
 def test_root_without_privileges(base_image: str, place: Path, environ: Mapping[str, str]) -> None:
@@ -256,7 +306,7 @@ def test_root_without_privileges(base_image: str, place: Path, environ: Mapping[
     env = {**environ, "UDI_NODE_DIR": f"{place}/contained", "UDI_BACKENDS": "extract"}
     contained = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--"]
     udi = [sys.executable, "-m", "udi_core"]
-    for start in ([*udi, "run", base_image, "--"], [sys.executable, "-c", SPAWN, base_image, "/tmp", "/tmp"]):
+    for start in ([*udi, "run", base_image, "--"], [sys.executable, "-c", SPAWN, base_image, "--"]):
         probe = ["sh", "-c", "id -u; grep CapEff /proc/self/status; touch /usr/x 2>&1; touch /tmp/$$ && rm /tmp/$$"]
         done = subprocess.run([*contained, *start, *probe], env=env, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr

@@ -388,7 +388,7 @@ def test_a_module_can_add_to_a_path() -> None:
 
 def test_variables_that_name_what_the_task_cannot_see_are_dropped() -> None:
     environ = {"HOME": "/home/ada", "SHELL": "/usr/bin/zsh", "XDG_RUNTIME_DIR": "/run/user/1", "TMPDIR": "/tmp"}
-    assert launch(environ=environ).env.keys() == {"HOME", "PATH", "TMPDIR"}
+    assert launch(environ=environ).env.keys() == {"HOME", "PATH", "PWD", "TMPDIR"}
     assert launch(environ={**environ, "SHELL": "/bin/bash"}).env["SHELL"] == "/bin/bash"
 
 
@@ -416,7 +416,15 @@ def test_loader_variables_of_the_image_do_not_reach_bubblewrap_itself() -> None:
 def test_clearenv_keeps_who_and_where_one_is() -> None:
     environ = {"HOME": "/home/ada", "USER": "ada", "TERM": "xterm", "SECRET": "x"}
     env = launch(environ=environ, clearenv=True).env
-    assert env == {"PATH": DEFAULT_PATH, "HOME": "/home/ada", "USER": "ada", "TERM": "xterm"}
+    assert env == {"PATH": DEFAULT_PATH, "HOME": "/home/ada", "USER": "ada", "TERM": "xterm", "PWD": "/home/ada"}
+
+
+def test_pwd_names_the_work_directory() -> None:
+    environ = {"HOME": "/home/ada", "PWD": "/elsewhere", "OLDPWD": "/before"}
+    for workdir, name in (("/var/lib", "/var/lib"), ("/var/../bin", "/usr/bin"), ("/bin", "/bin")):
+        result = launch(environ=environ, workdir=workdir)
+        assert (result.env["PWD"], chdir(result.argv)) == (name, name)
+        assert "OLDPWD" not in result.env
 
 
 def test_workdir() -> None:
