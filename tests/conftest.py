@@ -19,6 +19,10 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seeds", default="40", metavar="[FIRST:]COUNT", help="layers at random to compare with umoci's")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """``@pytest.mark.needs("bwrap", …)`` and ``@pytest.mark.root``."""
     for marker in item.iter_markers("needs"):

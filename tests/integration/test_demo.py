@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import images
+from tests.support.registry import Registry
+
 CLONE = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "docker-registry", "apt-get", "dpkg-deb")
 
@@ -50,10 +53,14 @@ def test_demo_runs_everything_in_an_image_of_its_own() -> None:
 
 
 @pytest.mark.slow
-def test_demo_takes_an_image_from_any_registry_even_without_python(nopython_image: str) -> None:
-    done = demo(nopython_image)
+def test_demo_takes_a_public_image_by_a_mirror_even_without_python(registry: Registry, tmp_path: Path) -> None:
+    registry.push(images.image("nopython"), "library/debian", "12-slim")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"mirrors: {{docker.io: http://{registry.host}}}\n")
+    done = demo("docker:debian:12-slim", UDI_CONFIG=str(config))
     assert done.returncode == 0, done.stderr
     shown = results(done.stdout)
+    assert shown["udi node clean: leave nothing behind"] == "no mount, no process"
     assert shown["a Parsl app with @image"] == "Debian GNU/Linux 12 (bookworm)"
     assert "make an image from Debian packages" not in shown
 

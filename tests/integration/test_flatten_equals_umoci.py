@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -178,16 +179,22 @@ def generate(seed: int) -> list[oci.Layer]:
     return layers
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_generated_layers(tmp_path: Path, seed: int) -> None:
-    compare(tmp_path, generate(seed))
-
-
-@pytest.mark.parametrize("first", range(0, 200, 20))
-def test_wild_layers(tmp_path: Path, first: int) -> None:
-    for seed in range(first, first + 20):
-        (tmp_path / str(seed)).mkdir()
-        compare(tmp_path / str(seed), wild(seed), may_fail=True)
+@pytest.mark.parametrize(("layers", "share"), [(generate, 0.25), (wild, 1.0)], ids=["sane", "wild"])
+def test_layers_at_random(
+    tmp_path: Path, request: pytest.FixtureRequest, layers: Callable[[int], list[oci.Layer]], share: float
+) -> None:
+    """``--seeds 1000:200`` for other ones and more of them."""
+    first, _, count = str(request.config.getoption("--seeds")).rpartition(":")
+    start = int(first or 0)
+    for seed in range(start, start + max(1, int(int(count) * share))):
+        directory = tmp_path / str(seed)
+        directory.mkdir()
+        try:
+            compare(directory, layers(seed), may_fail=layers is wild)
+        except BaseException as error:
+            error.add_note(f"with seed {seed}")
+            raise
+        shutil.rmtree(directory)
 
 
 def test_hard_links_whose_target_is_hidden_or_below(tmp_path: Path) -> None:

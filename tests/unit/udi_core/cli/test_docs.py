@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from udi_core import config
 from udi_core.cli import completion, parser
 
 DOCS = Path(__file__).resolve().parents[4] / "docs"
@@ -31,3 +32,9 @@ def test_every_command_and_option_is_documented() -> None:
 def test_no_command_is_documented_that_there_is_not() -> None:
     named = set(re.findall(r"`udi ([a-z]+)", TEXT))
     assert named <= {each.path for each in WORDS}
+
+
+def test_every_setting_is_documented() -> None:
+    page = (DOCS / "configuration.md").read_text()
+    assert [key for key in config._KEYS if f"`{key}`" not in page] == []
+    assert [name for name in config._ENVIRONMENT if f"`{name}`" not in page] == []
