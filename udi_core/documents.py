@@ -35,8 +35,8 @@ def parse_json(data: bytes) -> Any:
         value, end = make_scanner(_Settings)(text, 0)  # type: ignore[arg-type]
         if end == len(text):
             return value
-    except (ImportError, StopIteration):
-        pass
+    except (AttributeError, ImportError, StopIteration, TypeError):
+        pass  # malformed, or another Python's scanner wants more
     import json
 
     return json.loads(data)

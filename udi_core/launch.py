@@ -40,10 +40,7 @@ def find(
     if platform is None and config.platform:
         platform = parse_platform(config.platform)
     try:
-        image = store.lookup(reference, platform)
-        if reference.transport == "id" and image.reference:
-            check_reference(config.policy, ImageReference.parse(image.reference))
-        return image
+        return store.lookup(reference, platform)
     except ImageAbsent:
         if not pull_missing:
             raise

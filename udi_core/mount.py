@@ -26,7 +26,7 @@ from udi_core import etc_files, record
 from udi_core.backends import NAMES, PROCESSLESS, Held, Place, load, start_time
 from udi_core.contexts import contextmanager, suppress
 from udi_core.documents import KEPT, parse_json
-from udi_core.errors import ConfigError, MountError, UdiError
+from udi_core.errors import ConfigError, MountError, PolicyError, UdiError
 from udi_core.programs import require_program
 from udi_core.progress import Progress, ProgressSink, ignore
 from udi_core.values import dataclass, names, replace
@@ -141,9 +141,12 @@ class NodeMounts:
         """Mount an image, or join the mount that there is, and take a lease on it.
 
         Raises:
+            PolicyError: the site allows none of the names under which the image is known.
             MountError: no backend works; the details have one line for each and its reason.
             ConfigError: the node directory belongs to somebody else, or is on a shared file system.
         """
+        if self._config.policy.is_choosy:
+            self._check_policy(image)
         self._prepare()
         home = os.environ.get("HOME") or "/"
         shared = self._shared(image)
@@ -183,6 +186,24 @@ class NodeMounts:
             "\n".join(excuses) or "The configuration names no backend.",
             "udi doctor says what each backend needs.",
         )
+
+    def _check_policy(self, image: StoredImage) -> None:
+        from udi_core.policy import check_reference
+        from udi_core.reference import ImageReference
+        from udi_core.store import ImageStore
+
+        def check(reference: str) -> None:
+            check_reference(self._config.policy, ImageReference.parse(reference))
+
+        try:
+            check(image.reference)
+        except PolicyError:
+            # The name under which it came may be denied, and another one that it has be allowed.
+            for tag in ImageStore(self._config.store).tags():
+                if image.digest in tag.images.values():
+                    with suppress(PolicyError):
+                        return check(tag.reference)
+            raise
 
     def _enter(self, image: StoredImage, scope: str, backend: str) -> tuple[_Slot, int, MountState]:
         """Mount in a slot, unless another process does so first."""

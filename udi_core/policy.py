@@ -51,6 +51,11 @@ class Policy:
     denied_targets: tuple[str, ...] = ()
     host_programs: tuple[str, ...] = BATCH_CLIENTS
 
+    @property
+    def is_choosy(self) -> bool:
+        """Whether some images may not be used."""
+        return bool(self.registries or self.denied_registries or not self.local_images)
+
 
 def parse_policy(value: Any, origin: str) -> Policy:
     """Read the ``policy`` section.

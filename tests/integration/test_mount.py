@@ -19,8 +19,12 @@ import pytest
 from tests.support import mounter, tools, user
 from udi_core.backends import NAMES
 from udi_core.config import Config
-from udi_core.errors import ConfigError, MountError
+from udi_core.errors import ConfigError, MountError, PolicyError
+from udi_core.image_config import Platform
 from udi_core.mount import NodeMounts, probe_backends
+from udi_core.policy import Policy
+from udi_core.reference import ImageReference
+from udi_core.store import ImageStore
 
 MOUNTER = str(Path(mounter.__file__).resolve())
 CLONE = str(Path(__file__).resolve().parents[2])
@@ -344,6 +348,19 @@ def test_a_damaged_squashfs_does_not_reach_the_kernel(squashfs: str, directory: 
         node(directory, "kernel").mount(mounter.stored(str(damaged)))
     assert "cut off" in caught.value.details
     assert loop_devices(str(damaged)) == []
+
+
+def test_the_site_s_policy_is_asked_whoever_mounts(squashfs: str, directory: str) -> None:
+    image = mounter.stored(squashfs)  # as docker://test.invalid/image:1
+    store = ImageStore(f"{directory}/store")
+    settings = {"store": store.root, "node_dir": f"{directory}/node", "backends": ("extract",)}
+    mounts = NodeMounts(Config(**settings, policy=Policy(registries=("ghcr.io",))))
+    with pytest.raises(PolicyError, match=r"test\.invalid"):
+        mounts.mount(image)
+    assert not os.path.exists(f"{directory}/node")
+    store.set_tag(ImageReference.parse("ghcr.io/lab/x"), image.digest, Platform(), image)
+    mounts.mount(image).close()  # it has a name that is allowed
+    mounts.clean()
 
 
 def test_every_excuse_is_kept(squashfs: str, directory: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,6 +299,16 @@ def test_both_ways_in_agree(base_image: str, place: Path, environ: Mapping[str, 
             assert (done.returncode, done.stdout) == wanted, (what, start[:3], done.stderr)
 
 
+def test_a_signal_to_the_command_is_the_task_s(base_image: str, environ: Mapping[str, str]) -> None:
+    script = "trap 'echo got; exit 3' TERM; echo ready; while :; do sleep 0.05; done"
+    command = [sys.executable, "-m", "udi_core", "run", base_image, "--", "sh", "-c", script]
+    with subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as task:
+        assert task.stdout is not None and task.stdout.readline() == "ready\n"
+        task.terminate()
+        assert task.wait(timeout=200) == 3
+        assert task.stdout.read() == "got\n"
+
+
 @pytest.mark.root
 @pytest.mark.needs("setpriv", "unsquashfs")
 def test_root_without_privileges(base_image: str, place: Path, environ: Mapping[str, str]) -> None:
