@@ -40,8 +40,30 @@ _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+# What a kernel says that gives ordinary users no user namespace that they could mount in.
+_FORBIDDING = (
+    ("kernel/unprivileged_userns_clone", "0"),  # Debian's own
+    ("user/max_user_namespaces", "0"),
+    ("kernel/apparmor_restrict_unprivileged_userns", "1"),  # Ubuntu's own
+)
+
+
+def forbidding_sysctl() -> tuple[str, str]:
+    """Name and value of the setting that denies ordinary users their namespaces; "" if none does."""
+    for name, bad in _FORBIDDING:
+        try:
+            with open(f"/proc/sys/{name}") as file:
+                if file.read().strip() == bad:
+                    return name.replace("/", "."), bad
+        except OSError:
+            continue
+    return "", ""
+
+
 def can_become() -> bool:
     """Whether this process, on this kernel, can become a task by itself."""
+    if os.geteuid() and forbidding_sysctl()[0]:
+        return False  # bubblewrap may be setuid, or AppArmor may know it
     if os.uname().machine not in _PIVOT_ROOT or len(os.listdir("/proc/self/task")) != 1:
         return False
     # A kernel that knows the call complains of the size; an older one, or a seccomp filter, does not get there.

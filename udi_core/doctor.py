@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from udi_core import _process
+from udi_core.become import forbidding_sysctl
 from udi_core.config import Config, config_files
 from udi_core.credentials import Credentials
 from udi_core.errors import UdiError
@@ -115,24 +116,14 @@ def _tool(name: str, purpose: str, *, optional: bool = False) -> Finding:
 
 def _kernel() -> Finding:
     """Whether ordinary users may make user namespaces, without which bubblewrap needs to be setuid."""
-    for path, bad in (
-        ("/proc/sys/kernel/unprivileged_userns_clone", "0"),
-        ("/proc/sys/user/max_user_namespaces", "0"),
-        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"),
-    ):
-        try:
-            with open(path) as file:
-                value = file.read().strip()
-        except OSError:
-            continue
-        if value == bad:
-            name = path.removeprefix("/proc/sys/").replace("/", ".")
-            return Finding(
-                level="missing" if os.getuid() else "note",
-                what="user namespaces",
-                found=f"not for ordinary users: {name} = {bad}",
-                hint=f"Ask an administrator for: sysctl {name}={int(bad == '0')}",
-            )
+    name, bad = forbidding_sysctl()
+    if name:
+        return Finding(
+            level="missing" if os.getuid() else "note",
+            what="user namespaces",
+            found=f"not for ordinary users: {name} = {bad}",
+            hint=f"Ask an administrator for: sysctl {name}={int(bad == '0')}",
+        )
     return Finding(level="ok", what="user namespaces", found="available")
 
 

@@ -85,7 +85,8 @@ def _keep(place: str, document: list[Any]) -> None:
         text = json.dumps(document)
         if json.loads(text) != document:
             return  # JSON made another value of it: a number as a key became a text
-        with open(temporary, "w") as file:
+        # Closed to others: root's node directory is not, and a configuration may hold what is not for everybody.
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
             file.write(text)
         os.rename(temporary, place)
     except (OSError, TypeError, ValueError):

@@ -50,6 +50,8 @@ def read(place: Path, parse: Counted) -> Any:
 def test_a_file_is_parsed_once_until_it_changes(place: Path) -> None:
     parse = Counted()
     assert [read(place, parse), read(place, parse), parse.calls] == ["one", "one", 1]
+    (kept,) = (place / "kept").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
     (place / "file").write_text("two")
     os.utime(place / "file", ns=(0, 0))  # what lies about its time has changed all the same
     assert [read(place, parse), read(place, parse), parse.calls] == ["two", "two", 2]
