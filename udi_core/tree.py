@@ -97,6 +97,7 @@ class View:
         self._image = image
         self._node = node
         self._mounts = mounts
+        self._real: dict[str, str] = {}  # sources, with their links followed
 
     def parent(self, path: str) -> str | None:
         """The target of the mount that a path lies in, itself included; None for the image."""
@@ -118,7 +119,10 @@ class View:
         source = self._mounts[target]
         if not source:
             return None
-        return self._node, resolve(self._node, source) + path[len(target) :]
+        real = self._real.get(source)
+        if real is None:
+            real = self._real[source] = resolve(self._node, source)
+        return self._node, real + path[len(target) :]
 
     def kind(self, path: str) -> str:
         """See :class:`Tree`.  Directories that lead to a mount are there, even if the image lacks them."""
