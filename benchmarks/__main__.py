@@ -87,7 +87,7 @@ def machine() -> dict[str, Any]:
     commit = run(["git", "-C", str(_HERE), "describe", "--always", "--dirty"], check=False).stdout.decode().strip()
     return {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": commit,
+        "commit": commit or "no repository",
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),

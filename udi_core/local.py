@@ -29,11 +29,13 @@ def find_squashfs(path: str) -> SquashfsPart:
     """The squashfs of a squashfs file or of a SIF's primary partition.
 
     Raises:
-        ImageNotFound: no such file.
+        ImageNotFound: no such file, or it cannot be read.
         UnsupportedImage: an encrypted SIF, or one whose partition is no squashfs.
         CorruptImage: it is neither, or is cut off.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise ImageNotFound(f"{path} is no file", "It is a device, a FIFO or a socket.", "Check the path.")
         found = find_partition(path)
         offset = found[0] if found else 0
         used = read_superblock(path, offset).size
@@ -41,6 +43,8 @@ def find_squashfs(path: str) -> SquashfsPart:
         raise ImageNotFound(f"{path} does not exist", "", "Check the path.") from None
     except IsADirectoryError:
         raise ImageNotFound(f"{path} is a directory", "", f"Write dir:{path} for an image in a directory.") from None
+    except OSError as error:
+        raise ImageNotFound(f"{path} cannot be read", error.strerror or str(error), "Mend its permissions.") from error
     return SquashfsPart(path=path, offset=offset, size=min(found[1], used) if found else used)
 
 
@@ -72,15 +76,20 @@ def pack_directory(path: str, target: str, options: SquashfsOptions) -> None:
             try:
                 for name in _walk(path):
                     archive.add(os.path.join(path, name), arcname=name or ".", recursive=False, filter=_owned_by_root)
-            except PermissionError as error:
-                raise ImageNotFound(f"{path} cannot be read whole", str(error), "Mend its permissions.") from error
+            except OSError as error:
+                hint = "Mend its permissions, and let nobody write there meanwhile."
+                raise ImageNotFound(f"{path} cannot be read whole", str(error), hint) from error
         writer.finish()
 
 
 def _walk(top: str) -> Iterator[str]:
     """Names below a directory, sorted, parents first; the same tree gives the same order."""
     yield ""
-    for directory, directories, names in os.walk(top):
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    for directory, directories, names in os.walk(top, onerror=stop):
         directories.sort()
         inside = os.path.relpath(directory, top)
         for name in sorted(directories + names):

@@ -133,7 +133,7 @@ def _produce(
         with store.staging(digest) as staging:
             made = make(staging, show)
             held.check()
-            return store.publish(staging, made, replace=force)
+            return store.publish(staging, made, anew=force)
 
 
 def _import(

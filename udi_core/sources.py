@@ -246,6 +246,9 @@ class _Archive:
         try:
             # A compressed archive would be decompressed anew for every seek: refuse it with the way out.
             self._tar = tarfile.open(reference.path, "r:")
+        except OSError as error:
+            path, why = reference.path, error.strerror or str(error)
+            raise ImageNotFound(f"{path} cannot be read", why, "Give a file that docker save wrote.") from error
         except tarfile.ReadError as error:
             with open(reference.path, "rb") as file:
                 packed = file.read(2) == b"\x1f\x8b"

@@ -24,7 +24,7 @@ from udi_core.errors import CorruptImage, ImageAbsent, StoreError, StoreFull, Us
 from udi_core.image_config import ImageConfig, Platform
 from udi_core.platforms import can_run, host_platform, level, parse_platform
 from udi_core.reference import ImageReference
-from udi_core.values import dataclass, field
+from udi_core.values import dataclass, field, replace
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _SQUASHFS = "image.squashfs"
 _RECORD = "image.json"
+# Seconds without a heartbeat after which a lease is dead whatever became of the clocks of two nodes.
+_DEAD_LOCK = 600.0
 # What reading a record may raise that is not what was written.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 #: Seconds after which a mark of use that nobody renewed is a dead node's.  Longer than any job: what cannot renew its
@@ -263,11 +265,12 @@ class ImageStore:
         """Path of the squashfs in a staging directory."""
         return os.path.join(staging, _SQUASHFS)
 
-    def publish(self, staging: str, image: StoredImage, *, replace: bool = False) -> StoredImage:
+    def publish(self, staging: str, image: StoredImage, *, anew: bool = False) -> StoredImage:
         """Make a staged image visible, all at once.
 
-        If the image is there already, that one stays, unless ``replace``: then a reader may for an instant find
-        none, and must look again.
+        If the image is there already, that one stays, unless ``anew``: then its record is renewed, and its squashfs
+        too if that is not what it should be.  In that case a reader may for an instant find none, and must look
+        again; a node that has the damaged one mounted goes on with it.
 
         Raises:
             StoreFull, StoreError: it cannot be written; nothing was published.
@@ -280,7 +283,10 @@ class ImageStore:
             _sync(staging)
             os.makedirs(os.path.dirname(final), exist_ok=True)
             os.chmod(staging, 0o755)  # noqa: S103 - readers of a shared store; mkdir applied the umask
-            if replace and os.path.isdir(final):
+            if anew and self._is_sound(image):
+                # Nodes that have it mounted would lose it if it were another file, were it the same to the last bit.
+                os.replace(os.path.join(staging, _RECORD), os.path.join(final, _RECORD))
+            elif anew and os.path.isdir(final):
                 old = f"{staging}.old"
                 os.rename(final, old)
                 os.rename(staging, final)
@@ -293,6 +299,14 @@ class ImageStore:
                         raise
             _sync(os.path.dirname(final))
         return self.image(image.digest)
+
+    def _is_sound(self, image: StoredImage) -> bool:
+        """Whether the squashfs that is published for an image has the same bytes."""
+        try:
+            verify(replace(image, squashfs=os.path.join(self._image_directory(image.digest), _SQUASHFS)))
+        except CorruptImage:
+            return False
+        return True
 
     def set_tag(self, reference: ImageReference, digest: str, platform: Platform, image: StoredImage) -> None:
         """Record what a reference names.  Atomic; other platforms' images stay if the digest is unchanged."""
@@ -396,7 +410,17 @@ class ImageStore:
                 freed += _tree_size(path)
                 if not dry_run:
                     _remove_tree(path)
+        self._sweep_locks(max(grace, _DEAD_LOCK), dry_run, leftovers)
         return GcReport(images=tuple(images), leftovers=tuple(leftovers), freed=freed)
+
+    def _sweep_locks(self, age: float, dry_run: bool, leftovers: list[str]) -> None:
+        """Leases whose holder was killed while nobody waited; a living one is rewritten every few seconds."""
+        for name in _listdir(os.path.join(self.root, "locks")):
+            path = os.path.join(self.root, "locks", name)
+            if _age(path) > age:
+                leftovers.append(name)
+                if not dry_run:
+                    _remove_tree(path)
 
     # Use by nodes.
 

@@ -255,6 +255,51 @@ def test_hostile_layers(faulty: FaultyRegistry, refused: Callable[..., None]) ->
         refused(name, 65, "ayer ", said)
 
 
+def test_layouts_and_archives_of_the_wrong_kind(udi_env: dict[str, str], tmp_path: Path) -> None:
+    def pull(reference: str, code: int, *words: str) -> None:
+        three_parts(udi_here("pull", reference, env=udi_env), code, *words)
+        assert tree(udi_env["UDI_STORE"]) == []
+
+    layout = oci.Layout(tmp_path / "layout")
+    image = layout.add_image([oci.Layer.of(oci.file("x", "x"))])
+    index = layout.path / "index.json"
+    good = index.read_text()
+    for text in ("", "[]", "[" * 100_000, "{}", '{"manifests": 5}', '{"manifests": [{"digest": "../../x"}]}'):
+        index.write_text(text)
+        pull(f"oci:{layout.path}", 65)
+    index.write_text(good)
+    config = layout.blob_path(image.manifest["config"]["digest"])
+    config.unlink()
+    pull(f"oci:{layout.path}", 65, "lacks a blob")
+    for make in (config.mkdir, lambda: os.mkfifo(config), lambda: config.symlink_to(config)):
+        make()
+        pull(f"oci:{layout.path}", 65, "lacks a blob")
+        config.rmdir() if config.is_dir() else config.unlink()
+    pull(f"oci:{tmp_path}", 66, "not an OCI layout")
+
+    archive = tmp_path / "archive.tar"
+    entries = [oci.symlink("loop", "loop"), oci.directory("directory"), oci.file("text", "no JSON")]
+    documents = ["", "{", "5", "[5]", "[[]]", "[{}]", '[{"Config": 5, "Layers": []}]', "[" * 100_000]
+    documents += [json.dumps([{"Config": name, "Layers": []}]) for name in ("loop", "directory", "text", "nosuch")]
+    for document in documents:
+        archive.write_bytes(oci.tar([*entries, oci.file("manifest.json", document)]))
+        pull(f"docker-archive:{archive}", 65)
+    archive.write_bytes(oci.tar([oci.file("other", "x")]))
+    pull(f"docker-archive:{archive}", 65, "lacks manifest.json")
+    archive.write_bytes(os.urandom(5000))
+    pull(f"docker-archive:{archive}", 65, "not a docker-archive")
+    pull(f"docker-archive:{tmp_path}", 66, "directory")
+    for suffix in ("squashfs", "sif"):
+        file = tmp_path / f"image.{suffix}"
+        for data in (b"", b"hsqs", b"hsqs" + os.urandom(200), os.urandom(5000)):
+            file.write_bytes(data)
+            pull(str(file), 65)
+        pull(str(tmp_path / f"none.{suffix}"), 66, "does not exist")
+        file.unlink()
+        os.mkfifo(file)
+        pull(str(file), 66, "is no file")
+
+
 def test_bombs(faulty: FaultyRegistry, refused: Callable[..., None], tmp_path: Path) -> None:
     layout, config = faulty.layout, tmp_path / "config.yaml"
     zeros = raw_entry(b"zeros", size=40 << 20) + bytes(40 << 20) + bytes(1024)
@@ -359,8 +404,9 @@ def test_a_store_that_is_closed_to_the_user(faulty: FaultyRegistry, ordinary_use
     own = {"STORE": "store", "NODE_DIR": "node", "CONFIG": "user.yaml", "SITE_CONFIG": "site.yaml"}
     env = {f"UDI_{key}": str(ordinary_user.home / name) for key, name in own.items()}
 
-    def command(*argv: str) -> subprocess.CompletedProcess[str]:
-        return ordinary_user.run([ordinary_user.python, "-m", "udi_core", *argv], env=env, check=False)
+    def command(*argv: str, store: str = "store") -> subprocess.CompletedProcess[str]:
+        wanted = {**env, "UDI_STORE": str(ordinary_user.home / store)}
+        return ordinary_user.run([ordinary_user.python, "-m", "udi_core", *argv], env=wanted, check=False)
 
     assert command("pull", faulty.reference()).returncode == 0
     faulty.layout.add_image([oci.Layer.of(oci.file("x", "x"))], tag="other")
@@ -376,6 +422,12 @@ def test_a_store_that_is_closed_to_the_user(faulty: FaultyRegistry, ordinary_use
             three_parts(command(*argv), 73, "UDI_STORE", "Permission denied")
         three_parts(command("run", faulty.reference(), "--", "true"), 125, "Permission denied")
         assert "cannot be read" in command("doctor").stdout
+        closed = ordinary_user.home / "closed.sif"
+        closed.touch(0)
+        hidden = ordinary_user.home / "tree" / "hidden"
+        hidden.mkdir(0, parents=True)
+        for reference in (str(closed), f"docker-archive:{closed}", f"dir:{hidden.parent}"):
+            three_parts(command("pull", reference, store="other"), 66, "cannot be read", "Permission denied")
     finally:
         store.chmod(0o755)
         for directory in [each for each in store.rglob("*") if each.is_dir()]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -22,7 +23,7 @@ def store(tmp_path: Path) -> ImageStore:
     return ImageStore(str(tmp_path / "store"))
 
 
-def publish(store: ImageStore, number: int, built: str = "linux/amd64") -> StoredImage:
+def publish(store: ImageStore, number: int, built: str = "linux/amd64", *, anew: bool = False) -> StoredImage:
     digest = f"sha256:{number:064x}"
     with store.staging(digest) as staging:
         path = store.staged_squashfs(staging)
@@ -31,12 +32,12 @@ def publish(store: ImageStore, number: int, built: str = "linux/amd64") -> Store
             digest=digest,
             squashfs=path,
             size=100,
-            squashfs_sha256="0" * 64,
+            squashfs_sha256=hashlib.sha256(b"x" * 100).hexdigest(),
             config=ImageConfig(platform=parse_platform(built)),
             created=udi_core.store.now(),
             reference=str(REFERENCE),
         )
-        return store.publish(staging, image)
+        return store.publish(staging, image, anew=anew)
 
 
 def on(monkeypatch: pytest.MonkeyPatch, node: str) -> None:
@@ -135,3 +136,28 @@ def test_records_of_earlier_versions_are_read(store: ImageStore) -> None:
     del document["built"]
     path.write_text(json.dumps(document))
     assert store.lookup(REFERENCE, Platform()) == image
+
+
+def test_made_anew_a_sound_file_stays_and_a_damaged_one_goes(store: ImageStore) -> None:
+    image = publish(store, 1)
+    before = os.stat(image.squashfs).st_ino
+    Path(image.squashfs).with_name("image.json").write_text("{")
+    assert publish(store, 1, anew=True).squashfs == image.squashfs
+    assert os.stat(image.squashfs).st_ino == before, "nodes that have it mounted keep it"
+    os.chmod(image.squashfs, 0o644)
+    Path(image.squashfs).write_bytes(b"damaged")
+    publish(store, 1, anew=True)
+    assert Path(image.squashfs).read_bytes() == b"x" * 100
+    assert os.listdir(os.path.join(store.root, "tmp")) == []
+
+
+def test_gc_sweeps_leases_of_the_dead(store: ImageStore) -> None:
+    store.prepare()
+    dead, alive = (Path(store.lease_path(f"sha256:{number:064x}")) for number in (1, 2))
+    for path in (dead, alive):
+        path.write_text("{}")
+    hour = time.time() - 3700
+    os.utime(dead, (hour, hour))
+    assert store.gc(grace=0, dry_run=True).leftovers == (dead.name,) and dead.exists()
+    assert store.gc(grace=0).leftovers == (dead.name,)
+    assert not dead.exists() and alive.exists()
