@@ -34,7 +34,7 @@ TASKS = 500
 BASH_TASKS = 200
 ROUNDS = 7
 LARGE = 256 << 20
-LARGE_ROUNDS = 3
+LARGE_ROUNDS = 2
 
 
 def nothing(value: Any) -> Any:

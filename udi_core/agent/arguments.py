@@ -6,7 +6,6 @@ import pickle
 from typing import Any
 
 from udi_core.agent.pickling import OwnPickler, by_value, own_modules
-from udi_core.agent.source import Recipe
 
 
 def pack_arguments(value: Any, specification: dict[str, Any], *, same: bool, protocol: int) -> list[Any]:
@@ -32,6 +31,8 @@ def pack_arguments(value: Any, specification: dict[str, Any], *, same: bool, pro
         return [b"", *parts]
     if same:
         return [b"", *by_value(value, own, protocol)]
+    from udi_core.agent.source import Recipe  # 10 ms of a worker's first task, and hardly any needs it
+
     recipe = Recipe(own)
     recipe.found(pickler)
     return [pickle.dumps(recipe.steps, protocol=4), *parts]

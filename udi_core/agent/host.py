@@ -27,6 +27,7 @@ DIRECTORY = "/.udi/agent"
 LIBRARY = "/.udi/lib"
 
 _POLL_MS = 200
+_TICK = 0.01
 _START_SECONDS = 120.0  # a cold Python on a busy parallel file system
 
 
@@ -136,27 +137,33 @@ class Agent:
             yield end
         finally:
             if self._record[0]:
-                cpu, rss = self._usage()
-                cpu, self._cpu = max(0.0, cpu - self._cpu), cpu
+                seconds = time.time() - start
+                # A shorter task used no tick of CPU that could be told; the next one reads them for both.
+                usage = self._usage() if seconds >= _TICK or not self._cpu else {}
+                file, head = self._record
                 record.write(
-                    *self._record,
+                    file,
+                    head,
                     task=task,
                     start=began,
                     setup=start - began,
-                    seconds=time.time() - start,
+                    seconds=seconds,
                     exit=status,
-                    cpu=cpu,
-                    rss=rss,
+                    **usage,
                 )
 
-    def _usage(self) -> tuple[float, int]:
-        """CPU seconds of the agent and its ended children, and bytes of memory it has now (proc_pid_stat(5))."""
+    def _usage(self) -> dict[str, float]:
+        """CPU seconds of the agent and its ended children since it was last asked, and bytes of memory that it has now.
+
+        proc_pid_stat(5).
+        """
         try:
             with open(f"/proc/{self._pid}/stat", "rb", buffering=0) as file:
                 words = file.read().rpartition(b")")[2].split()
         except OSError:
-            return 0.0, 0
-        return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK"), int(words[21]) * os.sysconf("SC_PAGE_SIZE")
+            return {}
+        before, self._cpu = self._cpu, sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
+        return {"cpu": max(0.0, self._cpu - before), "rss": int(words[21]) * os.sysconf("SC_PAGE_SIZE")}
 
     def alive(self) -> bool:
         """Whether its process runs."""

@@ -118,3 +118,12 @@ def test_a_long_record_begins_anew(config: Config, monkeypatch: pytest.MonkeyPat
         record.write(record.path(config), HEAD)
     assert os.path.getsize(record.path(config)) < 1300
     assert os.path.getsize(record.path(config) + ".old") < 1300
+
+
+def test_a_kept_descriptor_that_others_closed_is_not_written_to(config: Config, tmp_path: Path) -> None:
+    record.write(record.path(config), HEAD)
+    os.close(record._kept[2])
+    with open(tmp_path / "of another", "w+") as other:  # it has the number now
+        record.write(record.path(config), HEAD)
+        assert other.read() == ""
+    assert len(lines(record.path(config))) == 2
