@@ -13,9 +13,11 @@ from typing import Any
 import nbformat
 import pytest
 from jupyter_client.manager import KernelManager
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
 from udi_jupyter.kernelspec import KernelSettings, install, installed
 
-from tests.support import images, kernels
+from tests.support import images, kernels, lab
 from tests.support.environment import own_environment
 from tests.support.kernels import PRETTY_NAME, evaluate, running
 
@@ -143,6 +145,28 @@ def test_nbclient_and_papermill(in_image: str, tmp_path: Path) -> None:
     done = run("jupyter", "execute", "--inplace", str(result))
     assert done.returncode == 0, done.stderr
     assert PRETTY_NAME in nbformat.read(result, 4).cells[-1].outputs[0].text
+
+
+@pytest.mark.needs("chromium", "chromedriver")
+def test_jupyterlab_in_a_browser(in_image: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """Pick the kernel, run a cell, see the image.  ``UDI_TEST_SCREENSHOT=PATH`` keeps a picture for the manual."""
+    runtime = Path(environment["JUPYTER_RUNTIME_DIR"])
+    (tmp_path / "files").mkdir()
+    with lab.server(tmp_path / "files", runtime, tmp_path / "log") as address, lab.browser(tmp_path) as page:
+        page.get(address)
+        lab.element(page, ".jp-LauncherCard[title='Analysis 3']").click()
+        lab.element(page, ".jp-Notebook-ExecutionIndicator[data-status='idle']")
+        lab.element(page, ".jp-Notebook .cm-content").click()
+        ActionChains(page).send_keys("!cat /etc/os-release").perform()
+
+        def ran() -> bool:
+            # JupyterLab forgets a cell that is run before it knows the kernel: run it until it has run.
+            ActionChains(page).key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL).perform()
+            return PRETTY_NAME in lab.element(page, ".jp-OutputArea-output pre", patience=15).text
+
+        lab.wait_for(ran, "the image's name")
+        if os.environ.get("UDI_TEST_SCREENSHOT"):
+            page.save_screenshot(os.environ["UDI_TEST_SCREENSHOT"])
 
 
 def test_ipykernel_is_lent_to_an_image_without_it(

@@ -14,6 +14,7 @@ from udi_core import _process
 #: Debian package of each program that only tests use; the others are in ``udi_core._process.PACKAGES``.
 PACKAGES = {
     "apt-get": "apt",
+    "chromedriver": "chromium-driver",
     "busybox": "busybox-static",
     "debootstrap": "debootstrap",
     "docker-registry": "docker-registry",
