@@ -242,7 +242,11 @@ def _read_yaml(path: str, node_dir: str) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise ConfigError(f"The configuration file {path} is not a mapping", "", "Write lines of the form  key: value")
+        raise ConfigError(
+            f"The configuration file {path} is not a mapping",
+            f"It is of type {type(found).__name__}.",
+            "Write lines of the form  key: value",
+        )
     return {str(key): value for key, value in found.items()}
 
 

@@ -37,15 +37,20 @@ from __future__ import annotations
 
 
 class UdiError(Exception):
-    """Base of all errors.  ``str(error)`` is the three parts, one below the other."""
+    """Base of all errors.  ``str(error)`` is the three parts, one below the other.
+
+    Attributes:
+        usual_hint: what to do next, where an error of this class does not say it better.
+    """
 
     exit_code = 70
+    usual_hint = "udi doctor looks this machine over."
 
     def __init__(self, brief: str, details: str = "", hint: str = "") -> None:
         super().__init__(brief, details, hint)
         self.brief = brief
         self.details = details
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
     def __str__(self) -> str:
         return "\n".join(part for part in (self.brief, self.details, self.hint) if part)
@@ -55,6 +60,7 @@ class UsageError(UdiError):
     """The caller asked for something that makes no sense."""
 
     exit_code = 2
+    usual_hint = "See: udi --help"
 
 
 class InvalidReference(UsageError):
@@ -65,18 +71,21 @@ class ConfigError(UdiError):
     """A configuration value that is missing or malformed; ``details`` names the file and the key."""
 
     exit_code = 78
+    usual_hint = "udi config show says where each value comes from."
 
 
 class PolicyError(UdiError):
     """The site's policy forbids what was asked."""
 
     exit_code = 77
+    usual_hint = "Ask who keeps the site's configuration; udi config show prints its policy."
 
 
 class ToolMissing(UdiError):
     """A program that is needed is not installed."""
 
     exit_code = 69
+    usual_hint = "udi doctor says what is missing, and how to get it."
 
 
 class ToolFailed(UdiError):
@@ -87,6 +96,7 @@ class RegistryError(UdiError):
     """A registry cannot be reached, broke off, or does not speak the distribution protocol."""
 
     exit_code = 69
+    usual_hint = "Try again; if it stays, ask who runs the registry."
 
 
 class AccessDenied(RegistryError):
@@ -105,16 +115,20 @@ class UnsupportedImage(UdiError):
     """A manifest that is no image UDI can run: schema 1, an artifact, another architecture."""
 
     exit_code = 65
+    usual_hint = "Ask who makes the image for an ordinary OCI or Docker image."
 
 
 class CorruptImage(UdiError):
     """Bytes that are not what their digest promises, or that cannot be decoded."""
 
     exit_code = 65
+    usual_hint = "Pull it again; if it stays, the image is damaged where it comes from."
 
 
 class HostileImage(CorruptImage):
     """A layer that tries to reach outside the image or to exhaust the machine."""
+
+    usual_hint = "Do not use this image, and tell who made it."
 
 
 class StoreError(UdiError):
@@ -151,21 +165,25 @@ class MountError(UdiError):
     """No backend could mount the image; ``details`` has one line for each backend and its reason."""
 
     exit_code = 71
+    usual_hint = ""
 
 
 class LaunchError(UdiError):
     """The sandbox could not be built."""
 
     exit_code = 125
+    usual_hint = "udi doctor says what this node lacks."
 
 
 class NotExecutable(LaunchError):
     """The command is in the image, but cannot be executed."""
 
     exit_code = 126
+    usual_hint = "Look at its mode and its first line: udi shell REF"
 
 
 class CommandNotFound(LaunchError):
     """The command is not in the image."""
 
     exit_code = 127
+    usual_hint = "Look around in the image: udi shell REF"

@@ -185,7 +185,11 @@ class Host:
             try:
                 cwd = os.getcwd()
             except FileNotFoundError as error:
-                raise LaunchError("The current directory does not exist any more", "", "cd to another one.") from error
+                raise LaunchError(
+                    "The current directory does not exist any more",
+                    f"It was {os.environ.get('PWD') or 'removed'}.",
+                    "cd to another one.",
+                ) from error
         return cls(
             image=DiskTree(mounted.view),
             node=DiskTree("/"),

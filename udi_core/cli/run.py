@@ -67,7 +67,9 @@ def _image(arguments: Arguments, config: Config) -> StoredImage:
 def _default(image: StoredImage, entrypoint: bool | str) -> tuple[str, ...]:
     command = image.config.cmd
     if not command and not entrypoint:
-        raise UsageError("No command was given, and the image has none", "", "Write: udi run REF -- CMD …")
+        raise UsageError(
+            "There is nothing to run", "No command was given, and the image has none.", "Write: udi run REF -- CMD …"
+        )
     return command
 
 
