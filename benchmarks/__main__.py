@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import NOT_RUN, RESULTS
-from udi_core import run, spawn
+from udi_core import find_tool, run, spawn
 
 _HERE = Path(__file__).parent
 _RESULTS = _HERE.parent / ".cache" / "bench" / "results.json"
@@ -84,7 +84,9 @@ def table(results: Iterable[dict[str, Any]]) -> Table:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on, and of which commit."""
-    commit = run(["git", "-C", str(_HERE), "describe", "--always", "--dirty"], check=False).stdout.decode().strip()
+    commit = ""
+    if find_tool("git"):
+        commit = run(["git", "-C", str(_HERE), "describe", "--always", "--dirty"], check=False).stdout.decode().strip()
     return {
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit or "no repository",

@@ -18,7 +18,7 @@ from tests.support.command import udi_here
 
 pytestmark = pytest.mark.needs("tar2sqfs", "awk")
 
-DEADLINE = 90.0
+DEADLINE = 200.0
 TAB, SHOW, CLEAR = "\t", "\x14", "\x15"  # ^T is bound to what writes the line down, ^U empties it
 BASH = """
 PS1="ready: "

@@ -19,7 +19,7 @@ Done = subprocess.CompletedProcess[str]
 def udi(*argv: str, env: Mapping[str, str], input: str | None = None, cwd: Path | None = None) -> Done:
     """Run it as a process."""
     command = [sys.executable, "-m", "udi_core", *argv]
-    return subprocess.run(command, env=env, input=input or "", capture_output=True, text=True, timeout=120, cwd=cwd)
+    return subprocess.run(command, env=env, input=input or "", capture_output=True, text=True, timeout=240, cwd=cwd)
 
 
 def udi_here(*argv: str, env: Mapping[str, str]) -> Done:
