@@ -13,7 +13,7 @@ from typing import Any
 
 from udi_core.config import Config
 from udi_core.errors import UdiError
-from udi_core.manifest import ImageConfig
+from udi_core.image_config import ImageConfig
 from udi_core.mount import NodeMounts
 from udi_core.store import StoredImage
 
