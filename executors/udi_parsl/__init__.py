@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from udi_parsl.executors import UDIHighThroughputExecutor as UDIHighThroughputExecutor
     from udi_parsl.image import image as image
     from udi_parsl.images import TaskImage as TaskImage
+    from udi_parsl.nodes import WarmLauncher as WarmLauncher
     from udi_parsl.nodes import prefetch as prefetch
     from udi_parsl.nodes import worker_init as worker_init
     from udi_parsl.results import ImageTaskError as ImageTaskError
@@ -26,6 +27,7 @@ _HOME = {
     "TaskImage": "images",
     "UDIHighThroughputExecutor": "executors",
     "UdiExecutorMixin": "executors",
+    "WarmLauncher": "nodes",
     "image": "image",
     "prefetch": "nodes",
     "retry_handler": "retries",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from parsl.launchers.base import Launcher
 
 from udi_core import Config, ImageReference, ImageStore, ProgressSink, StoredImage, ignore, load_config
 
@@ -25,11 +27,37 @@ def prefetch(
     return [pull(ImageReference.parse(text), store, config, progress=progress) for text in dict.fromkeys(texts)]
 
 
+class WarmLauncher(Launcher):
+    """A launcher that has images mounted on every node of a block before its workers start.
+
+    ::
+
+        SlurmProvider(launcher=WarmLauncher(SrunLauncher(), "docker:ghcr.io/lab/reco:2.1"))
+
+    ``worker_init`` does so too, but a provider runs it on the first node of a block only.  The images must be in the
+    store; a node that cannot mount one goes on, and its tasks will say why.
+    """
+
+    def __init__(self, launcher: Launcher, *references: str) -> None:
+        super().__init__(debug=launcher.debug)
+        self.launcher = launcher
+        self.references = references
+
+    def __call__(self, command: str, tasks_per_node: int, nodes_per_block: int, script_dir: str = "") -> str:
+        """The lines of the inner launcher."""
+        warm = f"{_warm(self.references)}\n" if self.references else ""
+        return str(self.launcher(warm + command, tasks_per_node, nodes_per_block, script_dir))
+
+
 def worker_init(*references: str, before: str = "") -> str:
     """Shell lines for a provider's ``worker_init``: mount images on the node before its workers start.
 
-    ``before`` are lines to run first (``module load …``).  A node that cannot mount goes on: its tasks will say why.
+    For blocks of one node; :class:`WarmLauncher` reaches all nodes of larger ones.  ``before`` are lines to run first
+    (``module load …``).  A node that cannot mount goes on: its tasks will say why.
     """
+    return f"{before}\n{_warm(references)}\n".lstrip("\n")
+
+
+def _warm(references: Sequence[str]) -> str:
     images = " ".join(shlex.quote(str(ImageReference.parse(each))) for each in references)
-    python = shlex.quote(sys.executable)
-    return f"{before}\n{python} -m udi_core node warm --no-pull {images} || true\n".lstrip("\n")
+    return f"{shlex.quote(sys.executable)} -m udi_core node warm --no-pull {images} || true"

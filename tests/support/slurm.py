@@ -2,7 +2,7 @@
 
 Every node is a slurmd in a mount and UTS namespace of its own, with a host name of its own and a node-local
 tmpfs at the same path on every node, so that what one node mounts is not seen on another, as on a cluster.
-Half of the nodes carry the feature ``haswell``, the other half ``knl``.
+Half of the nodes carry the feature ``haswell``, the other half ``knl``; and ``cpu`` or ``gpu``.
 
 Needs root, and Debian's ``slurm-wlm`` and ``munge`` (Debian builds slurmd with ``--enable-multiple-slurmd``).
 """
@@ -145,7 +145,7 @@ def _slurm_conf(
         *settings,
     ]
     for name, port in zip(names, ports, strict=True):
-        feature = "haswell" if name.startswith("h") else "knl"
+        feature = "haswell,cpu" if name.startswith("h") else "knl,gpu"
         lines.append(
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
             f" CPUs={cpus} RealMemory=2000 Feature={feature} State=UNKNOWN"
