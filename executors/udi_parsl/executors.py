@@ -20,6 +20,17 @@ from udi_parsl.shipped import ImageCommand, ImageFunction
 _KEPT = (KEYWORD, "_parsl_monitoring")
 
 
+class ArgumentsNotSent(SerializationError):
+    """A task's arguments hold what an image's Python cannot be given."""
+
+    def __init__(self, function: str, reason: Exception) -> None:
+        super().__init__(function)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The arguments of {self.fname!r} cannot be sent to its image: {self.reason}"
+
+
 class UdiExecutorMixin:
     """Put it before any executor class: ``class Mine(UdiExecutorMixin, ThreadPoolExecutor)``.
 
@@ -118,7 +129,7 @@ def _packed(
     try:
         parts = pack_arguments((args, rest), func.specification, same=same, protocol=5 if newest else 4)
     except Exception as error:
-        raise SerializationError(func.__name__) from error
+        raise ArgumentsNotSent(func.__name__, error) from error
     kept.pop(KEYWORD, None)
     return (frozen(image), *map(bytes, parts)), kept
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from parsl.app.errors import AppTimeout, BashExitFailure, MissingOutputs
 from parsl.config import Config
 from parsl.dataflow.errors import DependencyError
 from parsl.dataflow.memoization import BasicMemoizer
-from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
+from parsl.executors import HighThroughputExecutor, MPIExecutor, ThreadPoolExecutor
+from parsl.launchers import SimpleLauncher
 from parsl.providers import LocalProvider
-from udi_parsl import ImageTaskError, UDIHighThroughputExecutor, image, prefetch, retry_handler
+from parsl.serialize.errors import SerializationError
+from udi_parsl import ImageTaskError, UdiExecutorMixin, UDIHighThroughputExecutor, image, prefetch, retry_handler
 from udi_parsl.images import RESOLVER
 
 from tests.support import oci
@@ -49,9 +51,11 @@ def environment(udi_env: dict[str, str], store: str, monkeypatch: pytest.MonkeyP
     RESOLVER.forget()
 
 
-def htex(kind: type[HighThroughputExecutor] = HighThroughputExecutor, **options: Any) -> HighThroughputExecutor:
+def htex(
+    kind: type[HighThroughputExecutor] = HighThroughputExecutor, *, workers: int = 2, **options: Any
+) -> HighThroughputExecutor:
     provider = LocalProvider(init_blocks=1, max_blocks=1, worker_init=f"export PYTHONPATH={REPOSITORY}:$PYTHONPATH")
-    return kind(label="htex", max_workers_per_node=2, provider=provider, encrypted=False, **options)
+    return kind(label="htex", max_workers_per_node=workers, provider=provider, encrypted=False, **options)
 
 
 @contextlib.contextmanager
@@ -224,26 +228,54 @@ def test_a_killed_agent_costs_one_try(base_image: str, tmp_path: Path) -> None:
         app(str(tmp_path / "other")).result(timeout=120)
 
 
-def test_a_killed_worker_takes_its_agent_along(base_image: str) -> None:
-    def pids() -> tuple[int, int]:
+def test_a_killed_worker_takes_its_agent_along_and_the_task_runs_again(base_image: str, tmp_path: Path) -> None:
+    def linger_once(marker: str) -> str:
         import os
+        import time
 
-        return os.getpid(), os.getppid()
+        if os.path.exists(marker):
+            return "done"
+        with open(marker + ".new", "w") as file:
+            file.write(f"{os.getpid()} {os.getppid()}")
+        os.rename(marker + ".new", marker)
+        time.sleep(600)
+        return "not killed"
 
-    def parent() -> int:
+    marker = tmp_path / "pids"
+    with workflow(htex(UDIHighThroughputExecutor), retries=1, retry_handler=retry_handler):
+        future = image(base_image)(python_app(linger_once))(str(marker))
+        assert _comes(marker.exists)
+        agent, sandbox = map(int, marker.read_text().split())
+        worker = _parent_of(sandbox)
+        assert "multiprocessing" in Path(f"/proc/{worker}/cmdline").read_text()
+        os.kill(worker, signal.SIGKILL)
+        assert _comes(lambda: not os.path.exists(f"/proc/{agent}"))
+        assert future.result(timeout=120) == "done"
+
+
+def _comes(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 120
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+def test_a_worker_keeps_as_many_idle_agents_as_it_may(
+    base_image: str, trixie_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pid() -> int:
         import os
 
         return os.getpid()
 
-    with workflow(htex(UDIHighThroughputExecutor)):
-        agent, sandbox = image(base_image)(python_app(pids))().result()
-        worker = _parent_of(sandbox)
-        assert "multiprocessing" in Path(f"/proc/{worker}/cmdline").read_text()
-        os.kill(worker, signal.SIGKILL)
-        deadline = time.monotonic() + 20
-        while os.path.exists(f"/proc/{agent}") and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not os.path.exists(f"/proc/{agent}")
+    monkeypatch.setenv("UDI_PARSL_AGENTS", "1")
+    with workflow(htex(UDIHighThroughputExecutor, workers=1)):
+        one, other = (image(name)(python_app(pid)) for name in (base_image, trixie_image))
+        agent = one().result()
+        assert one().result() == agent
+        other().result()
+        assert _comes(lambda: not os.path.exists(f"/proc/{agent}"))
+        assert one().result() != agent
 
 
 def test_the_end_of_an_executor_ends_its_bash_tasks(base_image: str, tmp_path: Path) -> None:
@@ -253,14 +285,9 @@ def test_the_end_of_an_executor_ends_its_bash_tasks(base_image: str, tmp_path: P
     marker = tmp_path / "pid"
     with workflow(htex(UDIHighThroughputExecutor), exit_mode="cleanup"):
         image(base_image)(bash_app(linger))(str(marker))
-        deadline = time.monotonic() + 60
-        while not (marker.exists() and marker.read_text().strip()) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        assert _comes(lambda: marker.exists() and bool(marker.read_text().strip()))
         pid = int(marker.read_text())
-    deadline = time.monotonic() + 20
-    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not os.path.exists(f"/proc/{pid}")
+    assert _comes(lambda: not os.path.exists(f"/proc/{pid}"))
 
 
 def _parent_of(pid: int) -> int:
@@ -323,10 +350,14 @@ def test_an_executor_with_a_default_image_runs_plain_apps_in_it(trixie_image: st
         assert image(base_image)(python_app(describe))(2).result()[0] == "bookworm"
 
 
-def test_a_call_may_name_its_own_image(base_image: str, trixie_image: str) -> None:
+def test_a_call_may_name_its_own_image_or_one_for_each_kind_of_node(
+    base_image: str, trixie_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UDI_NODE_KIND", "haswell")
     app = image(base_image)(python_app(describe))
     with workflow(ThreadPoolExecutor(label="threads")):
         assert app(2, udi_image=trixie_image).result()[0] == "trixie"
+        assert app(2, udi_image={"v4": base_image, "v2": trixie_image}).result()[0] == "trixie"
         assert app(2).result()[0] == "bookworm"
 
 
@@ -424,3 +455,57 @@ def test_classes_of_the_script_as_arguments_and_results(
     for name in (base_image, trixie_image, bullseye_image):
         moved = image(name)(python_app(move))(Track([1, 2])).result()
         assert type(moved) is Track and moved.points == [41, 42]
+
+
+def test_arguments_that_another_python_cannot_get_are_refused_with_the_reason(trixie_image: str) -> None:
+    class Local:
+        pass
+
+    with workflow(htex(UDIHighThroughputExecutor)):
+        app = image(trixie_image)(python_app(describe))
+        with pytest.raises(SerializationError, match=r"arguments of 'describe' cannot be sent.*Local"):
+            app(Local()).result(timeout=120)
+        assert app(2).result()[0] == "trixie"
+
+
+def test_the_mixin_gives_other_executors_a_default_image(trixie_image: str) -> None:
+    class Threads(UdiExecutorMixin, ThreadPoolExecutor):
+        pass
+
+    def command(stdout: str = "out.txt") -> str:
+        return ". /etc/os-release && echo $VERSION_CODENAME"
+
+    with workflow(Threads(label="threads", max_threads=2, image=trixie_image)):
+        assert python_app(describe)(2).result() == ("trixie", [3, 13], 42)
+        moved = python_app(move)(Track([1])).result()
+        assert type(moved) is Track and moved.points == [41]
+        assert bash_app(command)().result() == 0
+        assert Path("out.txt").read_text() == "trixie\n"
+
+
+def test_tasks_of_mpi_executor_know_their_nodes_and_launcher(base_image: str, tmp_path: Path) -> None:
+    def command(stdout: str = "out.txt", parsl_resource_specification: Any = None) -> str:
+        return "echo $IMAGE_NAME: $PARSL_MPI_PREFIX"
+
+    def function(parsl_resource_specification: Any = None) -> list[str]:
+        import os
+
+        return [os.environ["IMAGE_NAME"], os.environ["PARSL_NUM_RANKS"]]
+
+    (tmp_path / "nodes").write_text("nid1\nnid2\n")
+    setup = f"export PYTHONPATH={REPOSITORY}:$PYTHONPATH PBS_NODEFILE={tmp_path}/nodes"
+    provider = LocalProvider(init_blocks=1, max_blocks=1, worker_init=setup, launcher=SimpleLauncher())
+    with workflow(MPIExecutor(label="mpi", max_workers_per_block=1, provider=provider)):
+        nodes = {"num_nodes": 2, "ranks_per_node": 3}
+        bash = image(base_image)(bash_app(command))
+        assert bash(parsl_resource_specification=nodes).result(timeout=120) == 0
+        words = Path("out.txt").read_text().split()
+        assert words[:6] == ["base:", "mpiexec", "-n", "6", "-ppn", "3"] and sorted(words[7].split(",")) == [
+            "nid1",
+            "nid2",
+        ]
+        python = image(base_image)(python_app(function))
+        assert python(parsl_resource_specification={"num_nodes": 1, "ranks_per_node": 2}).result(timeout=120) == [
+            "base",
+            "2",
+        ]

@@ -10,6 +10,7 @@ import platform
 import signal
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,35 @@ def test_large_arrays_travel_out_of_band(own: Agent) -> None:
     answer = own.call(specify(negated), parts, "/")
     assert answer[0] == b"ok" and len(answer[1]) < 1000, "the array is not inside the pickle"
     assert (unpack(answer[1:]) == -values).all()
+
+
+def test_large_arrays_are_copied_into_and_out_of_the_socket_and_nowhere_else(own: Agent) -> None:
+    numpy = pytest.importorskip("numpy")
+    size = 64 << 20
+
+    def negate(values: Any) -> Any:
+        return numpy.negative(values, out=values) if values is not None else None
+
+    def memory() -> int:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+    arrays, plain = specify(negate), specify(memory)
+    own.call(arrays, pack_arguments(((None,), {}), arrays, same=True, protocol=5), "/")  # imports numpy
+    before = unpack(own.call(plain, [b"", *pack(((), {}))], "/")[1:])
+    values = numpy.ones(size // 8)
+    tracemalloc.start()
+    try:
+        parts = pack_arguments(((values,), {}), arrays, same=True, protocol=5)
+        assert tracemalloc.get_traced_memory()[1] < size / 4, "packing copies nothing"
+        answer = own.call(arrays, parts, "/")
+        result = unpack(answer[1:])
+        assert tracemalloc.get_traced_memory()[1] < size * 1.25, "what comes back is there once"
+    finally:
+        tracemalloc.stop()
+    assert (result == -1).all()
+    after = unpack(own.call(plain, [b"", *pack(((), {}))], "/")[1:])
+    assert after - before < size * 1.5, "the agent has the argument once, and sends the result from where it is"
 
 
 def test_prints_and_reads_of_a_task_do_not_disturb(agent: Agent, capfd: pytest.CaptureFixture[str]) -> None:
