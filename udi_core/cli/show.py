@@ -93,9 +93,11 @@ class _Lines:
         amount = f"{event.done * 100 // event.total} %" if event.total else ""
         if event.unit == "B" and event.total:
             amount += f" of {size(event.total)}"
-        words = (_VERBS[event.phase], event.item, event.note, amount)
+        words = ("udi:", _VERBS[event.phase], event.item, event.note, amount)
         with contextlib.suppress(OSError):  # a full disk behind 2> is no reason to fail
-            print("udi:", " ".join(word for word in words if word), file=sys.stderr, flush=True)
+            # One write: print() makes two, and another thread's line would come between.
+            sys.stderr.write(" ".join(word for word in words if word) + "\n")
+            sys.stderr.flush()
 
 
 def size(count: int) -> str:
