@@ -177,9 +177,13 @@ def _move_in(source: int, root: int, target: str, path: str) -> None:
 
 def _devices(path: str) -> None:
     """A minimal /dev: that of bubblewrap's ``--dev``."""
-    for name in ("null", "zero", "full", "random", "urandom", "tty"):
+    devices = {name: f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")}
+    terminal = _terminal()
+    if terminal:
+        devices["console"] = terminal
+    for name, device in devices.items():
         os.close(os.open(f"{path}/{name}", os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
-        clone = _clone(f"/dev/{name}", _NOSUID)
+        clone = _clone(device, _NOSUID)
         _move(clone, f"{path}/{name}")
         os.close(clone)
     links = {"fd": "/proc/self/fd", "core": "/proc/kcore", "ptmx": "pts/ptmx"}
@@ -189,6 +193,16 @@ def _devices(path: str) -> None:
     for name in ("shm", "pts"):
         os.mkdir(f"{path}/{name}")
     _mount("devpts", f"{path}/pts", "devpts", _MS_NOSUID, "newinstance,ptmxmode=0666,mode=620")
+
+
+def _terminal() -> str:
+    """The caller's terminal: its own name lies in another devpts, so the task would think that it has none."""
+    for fd in (0, 1, 2):
+        try:
+            return os.ttyname(fd)
+        except OSError:
+            continue
+    return ""
 
 
 class _Attributes(ctypes.Structure):

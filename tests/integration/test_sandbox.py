@@ -5,6 +5,7 @@ One program tries everything in an image and prints what came of it; the tables 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -307,6 +308,23 @@ def test_a_signal_to_the_command_is_the_task_s(base_image: str, environ: Mapping
         task.terminate()
         assert task.wait(timeout=200) == 3
         assert task.stdout.read() == "got\n"
+
+
+@pytest.mark.parametrize("way", ["become", "spawn"])
+def test_a_terminal_is_one_inside(way: str, base_image: str, environ: Mapping[str, str]) -> None:
+    start = [sys.executable, "-m", "udi_core", "run", base_image] if way == "become" else [sys.executable, "-c", SPAWN]
+    command = [*start, *([base_image] if way == "spawn" else []), "--", "sh", "-c", "tty && stty rows 7 && stty size"]
+    ours, theirs = os.openpty()
+    done = subprocess.run(command, env=environ, stdin=theirs, stdout=theirs, timeout=200)
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
+        while chunk := os.read(ours, 4096):
+            said += chunk
+    os.close(ours)
+    assert done.returncode == 0, said
+    name, rows, _ = said.decode().split()
+    assert name.startswith("/dev/") and rows == "7"
 
 
 @pytest.mark.root
