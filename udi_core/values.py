@@ -32,8 +32,14 @@ else:
         def __init__(self, defaults, kw_only):
             self._defaults = defaults
             self._kw_only = kw_only
+            self._made = None
 
         def __get__(self, instance, owner):
+            if self._made is None:
+                self._made = self._make(owner)
+            return self._made
+
+        def _make(self, owner):
             import dataclasses
 
             fields = []

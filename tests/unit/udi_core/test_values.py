@@ -60,6 +60,7 @@ def test_they_can_be_hashed_printed_matched_pickled_and_copied() -> None:
 def test_the_functions_of_dataclasses_work_on_them() -> None:
     point = Point(1)
     assert dataclasses.is_dataclass(point)
+    assert dataclasses.fields(Point) == dataclasses.fields(point), "made once: asdict asks for each value"
     assert dataclasses.asdict(point) == {"x": 1, "y": 2, "tags": []}
     assert [each.name for each in dataclasses.fields(point)] == ["x", "y", "tags"] == list(values.names(Point))
     assert dataclasses.replace(point, x=5) == values.replace(point, x=5) == Point(5)
