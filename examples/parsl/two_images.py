@@ -1,9 +1,11 @@
-"""Two images and a third Python in one workflow: simulate in one, analyse in the other, summarise here.
+"""Three Pythons in one workflow: simulate in one image, analyse in another, summarise here.
 
 ``python two_images.py SIMULATION_IMAGE ANALYSIS_IMAGE``, each any image with a Python of its own.
 """
 
+import platform
 import sys
+from dataclasses import dataclass
 
 import parsl
 from parsl import bash_app, python_app
@@ -13,10 +15,16 @@ from udi_parsl import UDIHighThroughputExecutor, image, prefetch, retry_handler
 SIMULATION, ANALYSIS = sys.argv[1:3]
 
 
-def version() -> str:
-    import platform
+@dataclass
+class Sample:
+    """Defined here only, and yet both images take it and give it: it travels as source."""
 
-    return platform.python_version()
+    seed: int
+    values: list[float]
+    made_by: str
+
+    def spread(self) -> float:
+        return max(self.values) - min(self.values)
 
 
 @image(SIMULATION)
@@ -25,16 +33,13 @@ def simulate(seed):
     import random
 
     dice = random.Random(seed)
-    return version(), [dice.gauss(0, 1) for _ in range(1000)]
+    return Sample(seed, [dice.gauss(0, 1) for _ in range(1000)], platform.python_version())
 
 
 @image(ANALYSIS)
 @python_app
-def analyse(simulated):
-    import statistics
-
-    python, values = simulated
-    return python, version(), statistics.fmean(values)
+def analyse(sample):
+    return f"{sample.spread():.2f}", sample.made_by, platform.python_version()
 
 
 @image(ANALYSIS)
@@ -49,7 +54,7 @@ if __name__ == "__main__":
     with parsl.load(Config(executors=[executor], retries=2, retry_handler=retry_handler)):
         results = [analyse(simulate(seed)) for seed in range(20)]
         name_system().result()
-        print(f"analysed on {open('system.txt').read().strip()}; submitted by Python {version()}")
+        print(f"analysed on {open('system.txt').read().strip()}; submitted by Python {platform.python_version()}")
         for seed, future in enumerate(results):
-            simulated_by, analysed_by, mean = future.result()
-            print(f"seed {seed:2}: simulated by Python {simulated_by}, analysed by {analysed_by}, mean {mean:+.3f}")
+            spread, simulated_by, analysed_by = future.result()
+            print(f"seed {seed:2}: simulated by Python {simulated_by}, analysed by {analysed_by}, spread {spread}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +27,7 @@ from udi_parsl import ImageTaskError, UdiExecutorMixin, UDIHighThroughputExecuto
 from udi_parsl.images import RESOLVER
 
 from tests.support import oci
-from udi_core import AgentLost, ImageReference, ImageStore, UsageError, load_config, pull
+from udi_core import AgentLost, ImageReference, ImageStore, UsageError, load_config, pull, run
 
 pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "docker-registry", "apt-get")
 
@@ -509,3 +511,13 @@ def test_tasks_of_mpi_executor_know_their_nodes_and_launcher(base_image: str, tm
             "base",
             "2",
         ]
+
+
+def test_the_example_with_three_pythons(bullseye_image: str, trixie_image: str) -> None:
+    script = REPOSITORY / "examples/parsl/two_images.py"
+    env = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    done = run([sys.executable, str(script), bullseye_image, trixie_image], env=env, timeout=300)
+    head, *lines = done.stdout.decode().splitlines()
+    assert head.startswith("analysed on Debian GNU/Linux 13") and head.endswith(platform.python_version())
+    assert len(lines) == 20
+    assert all("simulated by Python 3.9." in each and "analysed by 3.13." in each for each in lines)
