@@ -19,8 +19,8 @@ def retry_handler(error: Exception, task: TaskRecord) -> float:
     """For ``Config(retries=…, retry_handler=retry_handler)``: the cost of a failure, in retries.
 
     A lost agent costs a tenth (the task was killed with it, and is innocent more often than not), a node on which
-    the image cannot be mounted costs one (another node may do), any other error of UDI's is final: a missing image, or a
-    function or an argument that cannot be sent, fails again however often it is tried.
+    the image cannot be mounted costs one (another node may do), any other error of UDI's is final: a missing image,
+    or a function or an argument that cannot be sent, fails again however often it is tried.
     """
     if isinstance(error, AgentLost):
         return 0.1
