@@ -16,6 +16,7 @@ import errno
 import os
 import sys
 
+from udi_core.contexts import suppress
 from udi_core.errors import CommandNotFound, LaunchError, NotExecutable
 from udi_core.layout import Plan, Step
 
@@ -271,13 +272,29 @@ def _execute(command: tuple[str, ...], env: Mapping[str, str]) -> NoReturn:
         except OSError as error:
             refused = error
             if error.errno == errno.ENOEXEC:
-                # A script without "#!": execvp(3) gives it to the shell.
-                os.execve("/bin/sh", ("sh", path, *command[1:]), env)  # noqa: S606
+                _shell(path, command, env)
             if error.errno != errno.EACCES:
                 break
     if refused.errno == errno.ENOENT:
         raise CommandNotFound(f"{program} is not in the image", str(refused)) from refused
     raise NotExecutable(f"{program} cannot be executed", str(refused)) from refused
+
+
+def _shell(path: str, command: tuple[str, ...], env: Mapping[str, str]) -> None:
+    """Give a script without "#!" to the shell, as execvp(3) does; return if there is no shell.
+
+    Raises:
+        NotExecutable: it is no script, but a program for another machine.
+    """
+    with suppress(OSError), open(path, "rb") as file:
+        if file.read(4) == b"\x7fELF":
+            raise NotExecutable(
+                f"{command[0]} cannot be executed",
+                f"{path} is a program for another kind of machine.",
+                "Use the image of this node's platform: udi pull REF, without --platform.",
+            )
+    with suppress(FileNotFoundError):
+        os.execve("/bin/sh", ("sh", path, *command[1:]), env)  # noqa: S606
 
 
 def _check(result: int, what: str) -> int:

@@ -321,6 +321,12 @@ class NodeMounts:
             os.rmdir(self._config.node_dir)
         return removed
 
+    def release(self, digest: str) -> None:
+        """Take away the mounts of one image that no task uses."""
+        for slot in self._slots():
+            if slot.digest == digest:
+                slot.reap(0, self._store)
+
     def _reap(self, idle: float) -> list[str]:
         return [slot.digest for slot in self._slots() if slot.reap(idle, self._store)]
 

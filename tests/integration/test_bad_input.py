@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -348,6 +349,22 @@ def test_tricks_are_contained_and_told(faulty: FaultyRegistry, udi_env: dict[str
     listed = subprocess.run(["unsquashfs", "-lls", squashfs], capture_output=True, text=True, check=True).stdout
     assert f"squashfs-root/{trick}/file\n" in listed and f"squashfs-root/{trick}/file2\n" in listed
     assert "-rwsr-xr-x" in listed, "kept in the file; tasks get nosuid and nodev mounts"
+
+
+def test_a_program_for_another_machine(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:
+    foreign = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 2, 8, 1) + bytes(100)  # a MIPS program
+    programs = [oci.file("bin/tool", foreign, 0o755), oci.file("bin/text", "neither program nor script", 0o755)]
+    faulty.layout.add_image([oci.Layer.of(oci.directory("bin"), *programs)], tag="mips", platform="linux/mips64le")
+    reference = faulty.reference("mips")
+    three_parts(udi("run", reference, "--", "tool", env=udi_env), 125, "linux/mips64le", "--platform")
+    foreign_run = ("run", "--platform", "linux/mips64le", reference, "--")
+    three_parts(udi(*foreign_run, "tool", env=udi_env), 126, "another kind of machine")
+    three_parts(udi(*foreign_run, "/bin/text", env=udi_env), 126, "cannot be executed")
+    for command in ("inspect", "verify"):
+        three_parts(udi_here(command, reference, env=udi_env), 66, "linux/mips64le only")
+        assert udi_here(command, "--platform", "linux/mips64le", reference, env=udi_env).returncode == 0
+    assert udi_here("rm", reference, env=udi_env).returncode == 0, "this node's idle mount is no use"
+    assert tree(udi_env["UDI_STORE"]) == []
 
 
 def test_an_image_without_layers_is_an_empty_one(faulty: FaultyRegistry, udi_env: dict[str, str]) -> None:

@@ -139,7 +139,17 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def rm(arguments: argparse.Namespace) -> int:
     """``udi rm``: a tag is forgotten, and its images removed if nothing else names them; an id removes the image."""
-    store = _store()
+    config = load_config()
+    store = ImageStore(config.store)
+
+    def remove(digest: str) -> None:
+        if store.users(digest):
+            # What this node keeps mounted for the next task must not be in the way.
+            from udi_core.mount import NodeMounts
+
+            NodeMounts(config, store).release(digest)
+        store.remove(digest)
+
     for text in arguments.references:
         reference = ImageReference.parse(text)
         tag = None if reference.transport == "id" else store.tag(reference)
@@ -147,7 +157,7 @@ def rm(arguments: argparse.Namespace) -> int:
             digest = (
                 store.expand(reference.digest or "") if reference.transport == "id" else store.lookup(reference).digest
             )
-            store.remove(digest)
+            remove(digest)
             print(f"removed {digest}")
             continue
         for digest in dict.fromkeys(tag.images.values()):
@@ -157,7 +167,7 @@ def rm(arguments: argparse.Namespace) -> int:
                 print(f"forgot {reference.short}; its image stays, as {stays}")
             else:
                 with contextlib.suppress(ImageAbsent):  # the tag outlived its image
-                    store.remove(digest)
+                    remove(digest)
                 print(f"removed {reference.short}  {digest}")
         store.untag(reference)
     return 0

@@ -76,6 +76,7 @@ def _lookup(parser: Parser) -> None:
 
 def _inspect(parser: Parser) -> None:
     _reference(parser)
+    _platform(parser)
     _json(parser)
 
 
@@ -178,7 +179,7 @@ COMMANDS = {
     "lookup": Command(help="print an image's id, without network", arguments=_lookup, run="images:lookup"),
     "path": Command(help="print the path of an image's squashfs", arguments=_lookup, run="images:path"),
     "inspect": Command(help="show what is known of an image", arguments=_inspect, run="images:inspect"),
-    "verify": Command(help="compare an image's bytes with its digest", arguments=_reference, run="images:verify"),
+    "verify": Command(help="compare an image's bytes with its digest", arguments=_lookup, run="images:verify"),
     "run": Command(help="run a command in an image", arguments=_run, run="run:run"),
     "shell": Command(help="open a shell in an image", arguments=_shell, run="run:shell"),
     "rm": Command(help="forget tags, remove images", arguments=_rm, run="images:rm"),
