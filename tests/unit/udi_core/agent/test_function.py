@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import linecache
 import math
 import os.path
 import pickle
 import sys
 import threading
+import types
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -352,3 +354,38 @@ def test_the_agent_keeps_to_the_oldest_python_it_promises() -> None:
     import ast
 
     ast.parse(open(in_image.__file__).read(), feature_version=(3, 6))
+
+
+CELLS = [
+    """
+from dataclasses import dataclass
+
+@dataclass
+class Box:
+    size: int
+""",
+    """
+def grow(box, by):
+    return Box(box.size + by)
+""",
+    """
+@dataclass
+class Box:  # again, and better
+    size: int
+
+    def double(self):
+        return Box(2 * self.size)
+""",
+]
+
+
+def test_what_cells_of_a_notebook_define(monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+    for number, text in enumerate(CELLS):
+        file = f"/tmp/ipykernel_1/{number}.py"
+        monkeypatch.setitem(linecache.cache, file, (len(text), None, text.splitlines(keepends=True), file))
+        exec(compile(text, file, "exec"), vars(notebook))
+    assert specify(notebook.grow)["problem"] == ""
+    box = called(notebook.grow, notebook.Box(1), 2)
+    assert type(box) is notebook.Box and box.size == 3 and box.double().size == 6
