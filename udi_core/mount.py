@@ -22,7 +22,7 @@ import os
 import stat
 import time
 
-from udi_core import etc_files, record
+from udi_core import copies, etc_files, record
 from udi_core.backends import NAMES, PROCESSLESS, Held, Place, load, start_time
 from udi_core.contexts import contextmanager, suppress
 from udi_core.documents import KEPT, parse_json
@@ -166,6 +166,9 @@ class NodeMounts:
                 os.close(lease)
         self._check_node_local()
         self.reap()
+        copy = copies.find(self._config.node_dir, image.digest)
+        if copy:
+            image = replace(image, squashfs=copy)
         excuses = []
         for backend in self._config.backends:
             progress(Progress("mount", image.digest, note=f"trying {backend}"))
@@ -312,6 +315,7 @@ class NodeMounts:
             Digests of what was taken away.
         """
         removed = self._reap(0)
+        copies.clean(self._config.node_dir, self.is_mounted)
         record.collect(self._config)
         with suppress(OSError):
             os.rmdir(self._base)

@@ -67,6 +67,30 @@ def test_warm_before_the_job_and_gone_after_it(somebody: Account, tiny_image: st
     wait_until(lambda: not somebody.left_on("h1"), lambda: somebody.left_on("h1"))
 
 
+BROADCAST = """#!/bin/sh -e
+udi node warm --broadcast --no-pull {image}
+mv {store}/images/sha256/*/*/image.squashfs {store}/away
+srun -N2 -n2 udi run {image} -- sh -c 'echo inside $SLURMD_NODENAME'
+srun -N2 -n2 sh -c 'echo copies $(ls {node_dir}/copies | wc -l)'
+mv {store}/away $(echo {store}/images/sha256/*/*)/image.squashfs
+"""
+
+
+def test_nodes_read_a_copy_of_their_own(somebody: Account, tiny_image: str) -> None:
+    text = BROADCAST.format(image=tiny_image, store=somebody.store, node_dir=somebody.node_dir)
+    job = somebody.submit(somebody.write("broadcast.sh", text), "-N2")
+    assert somebody.status(job) == "0:0", somebody.output(job)
+    said = somebody.output(job)
+    assert f"on 2 nodes  {tiny_image}\n" in said
+    found = sorted(line for line in said.splitlines() if line.startswith(("copies", "inside")))
+    assert found == ["copies 1", "copies 1", "inside h1", "inside k1"], said
+    for node in somebody.slurm.nodes:
+        wait_until(lambda node=node: not somebody.left_on(node), lambda node=node: somebody.left_on(node))
+        assert ".part" not in somebody.slurm.on_node(node, "ls", somebody.slurm.local)
+    done = somebody.run("udi", "node", "warm", "--broadcast", tiny_image, check=False)
+    assert (done.returncode, "this is none" in done.stderr) == (2, True)
+
+
 def test_a_job_that_names_no_image_or_a_missing_one_starts_all_the_same(somebody: Account) -> None:
     for comment in ("", "nothing of ours", "udi:docker:127.0.0.1:1/none:1"):
         done = somebody.run("srun", "-N1", "-n1", f"--comment={comment}", "echo", "started")

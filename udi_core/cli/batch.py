@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 
 from udi_core.batch import Job, directives, interpreter, prepared, recorded
-from udi_core.cli import BEGAN
+from udi_core.cli import BEGAN, PROGRAM
 from udi_core.cli.run import read_env_file
 from udi_core.config import Config, load_config
 from udi_core.errors import ImageAbsent, LaunchError, PolicyError, ToolMissing, UdiError, UsageError
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 OPTIONS = ("image", "volume", "env", "env-file", "workdir", "interpreter")
 #: Variable by which the steps of a job learn what its batch script runs in.
 VARIABLE = "UDI_JOB"
-#: What starts this program on a node.
-PROGRAM = (sys.executable, "-P", "-m", "udi_core")
 _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 

@@ -8,10 +8,11 @@ import time
 from dataclasses import asdict
 
 from udi_core.cli.show import json_document, lazy_progress, table
-from udi_core.config import load_config
+from udi_core.config import Config, load_config
+from udi_core.copies import adopt
 from udi_core.hold import Holds, check_job
 from udi_core.launch import find
-from udi_core.mount import NodeMounts
+from udi_core.mount import NodeMounts, check_directory
 from udi_core.node_kind import parse_kinds, split_kind
 from udi_core.store import ImageStore
 
@@ -44,6 +45,8 @@ def node(arguments: argparse.Namespace) -> int:
         hold = arguments.hold or arguments.job is not None
         if hold:
             check_job(job)
+        if arguments.broadcast:
+            _broadcast(arguments, config)
         with lazy_progress() as progress:
             for reference in _for_this_node(arguments.references):
                 image = find(reference, config, pull_missing=not arguments.no_pull, progress=progress)
@@ -51,12 +54,28 @@ def node(arguments: argparse.Namespace) -> int:
                     if hold:
                         holds.hold(mounted, job, os.environ)
                     print(f"{image.digest[7:19]}  {mounted.backend}  {reference}")
+    elif arguments.verb == "adopt":
+        image = ImageStore(config.store).image(arguments.digest)
+        check_directory(config.node_dir)
+        print(adopt(config.node_dir, image, arguments.part))
     else:
         # Without a job only what is dead goes: the holds of a job that runs are that job's.
         holds.release(None if arguments.all else arguments.job or os.environ.get("SLURM_JOB_ID", ""))
         for digest in mounts.clean():
             print(f"unmounted {digest}")
     return 0
+
+
+def _broadcast(arguments: argparse.Namespace, config: Config) -> None:
+    """Send all images, those for other kinds of nodes too: which nodes the job has, only they know."""
+    from udi_core.broadcast import broadcast
+    from udi_core.cli import PROGRAM
+
+    for text in arguments.references:
+        with lazy_progress() as progress:
+            image = find(split_kind(text)[1], config, pull_missing=not arguments.no_pull, progress=progress)
+        nodes = broadcast(image, config, os.environ, PROGRAM)
+        print(f"{image.digest[7:19]}  on {nodes} nodes  {text}")
 
 
 def _for_this_node(texts: list[str]) -> list[str]:
