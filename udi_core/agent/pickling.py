@@ -6,6 +6,7 @@ import functools
 import io
 import pickle
 import sys
+import threading
 import types
 import typing
 from typing import Any
@@ -14,6 +15,9 @@ from udi_core.agent import in_image
 
 #: Kinds of objects that pickle by their name in a module.
 OWN_KINDS = (type, types.FunctionType, typing.TypeVar, typing.NewType, type(functools.cache(len)))
+
+# What cloudpickle sends by value it knows for the whole process; tasks are packed by many threads.
+_registry = threading.RLock()
 
 
 def own_modules(module: str) -> tuple[str, ...]:
@@ -25,15 +29,16 @@ def by_value(value: Any, own: tuple[str, ...], protocol: int) -> list[Any]:
     """The parts of a value in which what the modules ``own`` define is sent by cloudpickle, with its code."""
     import cloudpickle
 
-    modules = [sys.modules[name] for name in own if name in sys.modules and name != "__main__"]
-    fresh = [each for each in modules if each.__name__ not in cloudpickle.list_registry_pickle_by_value()]
-    for module in fresh:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        return in_image.dumps(value, cloudpickle, protocol)
-    finally:
+    with _registry:
+        modules = [sys.modules[name] for name in own if name in sys.modules and name != "__main__"]
+        fresh = [each for each in modules if each.__name__ not in cloudpickle.list_registry_pickle_by_value()]
         for module in fresh:
-            cloudpickle.unregister_pickle_by_value(module)
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            return in_image.dumps(value, cloudpickle, protocol)
+        finally:
+            for module in fresh:
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 class OwnPickler(pickle.Pickler):

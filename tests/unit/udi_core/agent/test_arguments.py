@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cloudpickle
@@ -14,6 +16,12 @@ from udi_core import pack_arguments, specify, unpack
 class Point:
     def __init__(self, x: int) -> None:
         self.x = x
+
+
+class Slow(Point):
+    def __getstate__(self) -> dict[str, int]:
+        time.sleep(0.001)  # so that other threads have their turn before the class is pickled
+        return {"x": self.x}
 
 
 def twice(value: int) -> int:
@@ -42,6 +50,12 @@ def test_classes_of_the_script_keep_their_identity() -> None:
     _, part = packed((Point(1), Point(2)))
     one, two = unpack([part])
     assert type(one) is type(two) is Point
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda number: packed(Slow(number))[1], range(100)))
+    assert all(b"cloudpickle" in each for each in found)
 
 
 def test_what_cannot_be_pickled_raises() -> None:
