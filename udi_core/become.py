@@ -16,13 +16,13 @@ import errno
 import os
 import sys
 
-from udi_core.contexts import suppress
+from udi_core.contexts import contextmanager, suppress
 from udi_core.errors import CommandNotFound, LaunchError, NotExecutable
 from udi_core.layout import Plan, Step
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import NoReturn
 
 # Since Linux 5.1 a system call has the same number everywhere (asm-generic/unistd.h); pivot_root is older.
@@ -119,6 +119,30 @@ def _enter_namespaces(server: int) -> None:
 
 
 def _make_view(plan: Plan) -> None:
+    with _room_for(len(plan.steps) + 64):  # a descriptor for each source
+        _mount_view(plan)
+
+
+@contextmanager
+def _room_for(files: int) -> Iterator[None]:
+    """Raise the soft limit of open files for a while, if it is lower."""
+    if files < 256:  # no limit of any use is lower
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files > soft:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (files if hard == resource.RLIM_INFINITY else min(files, hard), hard)
+        )
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _mount_view(plan: Plan) -> None:
     # All sources are opened first: the new root, or another mount, may cover the way to them.
     sources = [_clone(step.source, _ATTRIBUTES[step.kind]) if step.kind in _ATTRIBUTES else -1 for step in plan.steps]
     first = plan.steps[0]

@@ -327,6 +327,22 @@ def test_a_terminal_is_one_inside(way: str, base_image: str, environ: Mapping[st
     assert name.startswith("/dev/") and rows == "7"
 
 
+def test_more_mounts_than_open_files(tiny_image: str, place: Path, environ: Mapping[str, str]) -> None:
+    """A mount point in a directory with many entries needs a mount for each of them."""
+    tree, udi = place / "wide", [sys.executable, "-m", "udi_core", "run"]
+    for name in ("bin", "dev", "etc", "proc", "sys", "tmp", *(f"opt/d{number}" for number in range(300))):
+        (tree / name).mkdir(parents=True)
+    shell = subprocess.run([*udi, tiny_image, "--", "cat", "/bin/sh"], env=environ, capture_output=True, timeout=200)
+    (tree / "bin/sh").write_bytes(shell.stdout)
+    (tree / "bin/sh").chmod(0o755)
+    task = [*udi, "-V", f"{place}/volume:/opt/new", f"dir:{tree}", "--", "/bin/sh", "-c", "ulimit -n; echo /opt/*"]
+    limited = ["bash", "-c", 'ulimit -Sn 280; exec "$@"', "bash", *task]
+    done = subprocess.run(limited, env=environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    limit, *names = done.stdout.split()
+    assert limit == "280" and len(names) == 301 and "/opt/new" in names
+
+
 @pytest.mark.root
 @pytest.mark.needs("setpriv", "unsquashfs")
 def test_root_without_privileges(base_image: str, place: Path, environ: Mapping[str, str]) -> None:

@@ -83,7 +83,10 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 def _open_streams() -> None:
     """Open what the caller closed (``>&-``): else a lock file would become the task's standard output."""
-    fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return  # a machine without /dev/null has other troubles
     if fd > 2:
         os.close(fd)
         return
