@@ -1,0 +1,165 @@
+"""What Snakemake's own tests of containers check and test_snakemake.py does not: modules, groups, conda, notebooks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import images, oci, workflows
+from tests.support.workflows import Workflow
+
+pytest.importorskip("snakemake")
+pytestmark = [pytest.mark.needs("bwrap", "tar2sqfs", "docker-registry"), pytest.mark.timeout(600)]
+
+#: Speaks as much of conda's command line as Snakemake uses in an image, and makes environments with one program.
+CONDA = r"""#!/bin/bash -e
+case "$1 $2" in
+"info --json") echo '{"conda_prefix": "/opt/conda", "platform": "linux-64"}' ;;
+"--version ") echo conda 25.1.0 ;;
+"clean -y") ;;
+"config --set") [ "$3 $4" = "channel_priority strict" ] ;;
+"env create")
+  while [ $# -gt 0 ]; do
+    case $1 in --prefix) prefix=$2 ;; --file) file=$2 ;; esac
+    shift
+  done
+  mkdir -p "$prefix/bin"
+  printf '#!/bin/sh\necho fitted by %s\n' "$(grep -o 'fit[=0-9.]*' "$file")" >"$prefix/bin/fit"
+  chmod +x "$prefix/bin/fit"
+  ;;
+*) echo "conda: $*" >&2 && exit 2 ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[dict[str, str]]:
+    with workflows.environment() as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def image(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Also with conda, in its usual place."""
+    layer = oci.Layer.of(
+        oci.directory("opt"),
+        oci.directory("opt/conda"),
+        oci.directory("opt/conda/bin"),
+        oci.file("opt/conda/bin/conda", CONDA, 0o755),
+        oci.file("opt/conda/bin/activate", 'export PATH="$1/bin:$PATH"\n'),
+        oci.symlink("usr/local/bin/conda", "/opt/conda/bin/conda"),
+    )
+    layers = [*workflows.workflow_layers(), layer]
+    layout = images.derive(images.image("numeric"), tmp_path_factory.mktemp("image") / "layout", layers)
+    return "docker://" + push(layout, "snakemake/forms").removeprefix("docker:")
+
+
+@pytest.fixture
+def workflow(tmp_path: Path, env: dict[str, str]) -> Workflow:
+    return workflows.make(tmp_path / "work", env)
+
+
+def test_modules_old_names_groups_and_other_shells(workflow: Workflow, image: str) -> None:
+    name = image.rpartition(":")[0].rpartition("/")[2]
+    workflow.write(
+        f"""
+        shell.executable("sh")
+        container: "docker://127.0.0.1:9/nothing/here:1"
+
+        rule all:
+            input: "b.txt", "shown.txt", "none.txt"
+            container: None
+        module of_others:
+            snakefile: "others.smk"
+        use rule * from of_others
+        rule shown:
+            output: "{{image,shown}}.txt"
+            container: "{image.replace(name, "{name}")}"
+            shell: "cat /opt/marker > {{output}}; test -z \\"$BASH_VERSION\\""
+        rule none:
+            output: "none.txt"
+            singularity: None
+            shell: "test ! -d /.singularity.d && echo outside > {{output}}"
+        """.replace("{name}", name)
+    )
+    workflow.write(
+        f"""
+        container: "{image}"
+        rule a:
+            output: temp("a.txt")
+            group: "together"
+            script: "a.py"
+        rule b:
+            input: "a.txt"
+            output: "b.txt"
+            group: "together"
+            singularity: "{image}"
+            shell: "cat {{input}} /opt/marker > {{output}}"
+        """,
+        "others.smk",
+    )
+    workflow.write('open(snakemake.output[0], "w").write(open("/opt/marker").read())\n', "a.py")
+    workflow.run()
+    assert workflow.read("b.txt") == "the image's file\n" * 2
+    assert workflow.read("shown.txt") == "the image's file\n"
+    assert workflow.read("none.txt") == "outside\n"
+
+
+def test_a_reference_with_blanks_is_refused(workflow: Workflow, image: str) -> None:
+    workflow.write(
+        f'rule a:\n    output: "a.txt"\n    container: "{image} with blanks"\n    shell: "touch {{output}}"\n'
+    )
+    done = workflow.run(check=False)
+    assert done.returncode == 1
+    assert "containing whitespace" in done.stdout
+
+
+def test_conda_environments_are_made_and_used_in_the_image(workflow: Workflow, image: str) -> None:
+    workflow.write(
+        f"""
+        rule a:
+            output: "a.txt"
+            conda: "fit.yaml"
+            container: "{image}"
+            shell: "fit > {{output}}; cat /opt/marker >> {{output}}"
+        """
+    )
+    workflow.write("channels: [conda-forge]\ndependencies:\n  - fit=2.1\n", "fit.yaml")
+    # Snakemake cleans up on the host, whose conda it asks for that and nothing else.
+    host = workflow.write(CONDA, "host/conda", 0o755).parent
+    workflow.run("--sdm", "conda", "apptainer", PATH=f"{host}:{workflow.env['PATH']}")
+    assert workflow.read("a.txt") == "fitted by fit=2.1\nthe image's file\n"
+
+
+def test_notebooks_are_executed_by_the_images_jupyter(
+    workflow: Workflow, push: Callable[..., str], tmp_path: Path
+) -> None:
+    script = "#!/usr/bin/python3\nfrom nbconvert.nbconvertapp import main\nmain()\n"
+    layers = [
+        *workflows.workflow_layers(),
+        images.python_layer("ipykernel", "nbconvert", name="numeric"),
+        oci.Layer.of(oci.file("usr/local/bin/jupyter-nbconvert", script, 0o755)),
+    ]
+    layout = images.derive(images.image("numeric"), tmp_path / "layout", layers)
+    image = "docker://" + push(layout, "snakemake/notebook").removeprefix("docker:")
+    workflow.write(
+        f"""
+        rule a:
+            output: "a.txt"
+            log: notebook="logs/a.ipynb"
+            container: "{image}"
+            notebook: "a.ipynb"
+        """
+    )
+    source = 'text = open("/opt/marker").read()\nopen(snakemake.output[0], "w").write(text)\nprint("shown:", text)'
+    cell = {"cell_type": "code", "execution_count": None, "id": "one", "metadata": {}, "outputs": [], "source": source}
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    kernel["language_info"] = {"name": "python"}  # type: ignore[assignment]
+    notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    workflow.write(json.dumps(notebook), "a.ipynb")
+    workflow.run()
+    assert workflow.read("a.txt") == "the image's file\n"
+    assert "shown: the image's file" in workflow.read("logs/a.ipynb")
