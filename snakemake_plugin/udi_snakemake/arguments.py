@@ -80,10 +80,10 @@ FLAGS: Mapping[str, _Flags] = {
 _READ_ONLY = "An image of UDI is one read-only squashfs file."
 #: Flags and verbs people know from the real program, with the way out.
 REFUSED_FLAGS = {
-    "--overlay": f"{_READ_ONLY} Write to a bound directory (--bind), or use --writable-tmpfs for scratch.",
-    "-o": f"{_READ_ONLY} Write to a bound directory (--bind), or use --writable-tmpfs for scratch.",
-    "--writable": f"{_READ_ONLY} Write to a bound directory (--bind), or use --writable-tmpfs for scratch.",
-    "-w": f"{_READ_ONLY} Write to a bound directory (--bind), or use --writable-tmpfs for scratch.",
+    "--overlay": f"{_READ_ONLY} Write to a bound directory: --bind DIR:/path.",
+    "-o": f"{_READ_ONLY} Write to a bound directory: --bind DIR:/path.",
+    "--writable": f"{_READ_ONLY} Write to a bound directory: --bind DIR:/path.",
+    "-w": f"{_READ_ONLY} Write to a bound directory: --bind DIR:/path.",
     "--fakeroot": "A task runs as its caller. Build the image elsewhere, where you are root.",
     "-f": "A task runs as its caller. Build the image elsewhere, where you are root.",
     "--net": "A task uses the network of its node.",
@@ -125,6 +125,7 @@ class Action:
     Attributes:
         home: (source, target) of ``--home``, or None: the caller's own.
         contain: no home, no working directory, a /tmp of its own.  ``--containall`` sets ``cleanenv`` too.
+        writable_tmpfs: asked for and not given; what an image's program writes needs a bind.
         env: of ``--env`` and ``APPTAINER_ENV``; ``APPTAINERENV_X`` is read later, as it also reaches past cleanenv.
     """
 
@@ -141,7 +142,6 @@ class Action:
     rocm: bool = False
     cleanenv: bool = False
     contain: bool = False
-    isolate: bool = False
     writable_tmpfs: bool = False
     shell: str | None = None
     quiet: bool = False
@@ -256,7 +256,7 @@ def _action(verb: str, given: _Given, rest: list[str], quiet: bool, program: str
     if _truth(given.environment("WRITABLE") or "0"):
         raise UsageError(f"{program}: WRITABLE is set in the environment", REFUSED_FLAGS["--writable"])
     home = given.value("--home")
-    isolate = given.switch("--containall")
+    everything = given.switch("--containall")
     return Action(
         verb=verb,
         image=rest[0],
@@ -269,9 +269,8 @@ def _action(verb: str, given: _Given, rest: list[str], quiet: bool, program: str
         env_file=given.value("--env-file"),
         nv=given.switch("--nv"),
         rocm=given.switch("--rocm"),
-        cleanenv=given.switch("--cleanenv") or isolate,
-        contain=given.switch("--contain") or isolate,
-        isolate=isolate,
+        cleanenv=given.switch("--cleanenv") or everything,
+        contain=given.switch("--contain") or everything,
         writable_tmpfs=given.switch("--writable-tmpfs"),
         shell=given.value("--shell") if verb == "shell" else None,
         quiet=quiet,

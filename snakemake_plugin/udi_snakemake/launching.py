@@ -31,6 +31,11 @@ def launch(action: Action, question: warm.Question | None, began: float) -> NoRe
         UdiError: anything that keeps the program from starting.
     """
     cwd = os.getcwd()
+    if action.writable_tmpfs and not action.quiet:
+        # Programs rarely write there although they ask for it; the ones that do fail at once, and this says why.
+        print(
+            "--writable-tmpfs: UDI's images stay read-only; show a directory instead: --bind DIR:/path", file=sys.stderr
+        )
     resolved = resolve(action.image, cwd)
     mounted = NodeMounts(resolved.config).mount(resolved.image)
     host = Host.observe(mounted, cwd=cwd)

@@ -103,7 +103,7 @@ def test_switches_combine_and_take_a_value() -> None:
 
 def test_containall_is_contain_and_cleanenv() -> None:
     seen = action("exec -C i c")
-    assert (seen.cleanenv, seen.contain, seen.isolate) == (True, True, True)
+    assert (seen.cleanenv, seen.contain) == (True, True)
 
 
 def test_flags_end_at_the_image() -> None:
