@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from udi_core.agent.source import NotPortable as NotPortable
     from udi_core.cli.parser import Command as Command
     from udi_core.cli.show import lazy_progress as lazy_progress
+    from udi_core.cli.show import progress_text as progress_text
     from udi_core.config import Config as Config
     from udi_core.config import config_files as config_files
     from udi_core.config import load_config as load_config
@@ -96,7 +97,7 @@ _EXPORTS = {
     "agent.source": "NotPortable",
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
     "cli.parser": "Command",
-    "cli.show": "lazy_progress",
+    "cli.show": "lazy_progress progress_text",
     "config": "Config config_files load_config",
     "errors": (
         "AccessDenied CommandNotFound ConfigError CorruptImage HostileImage ImageAbsent ImageNotFound"

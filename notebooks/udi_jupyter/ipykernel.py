@@ -95,12 +95,24 @@ class Ipykernel:
     encrypts: bool = False
 
 
-def provide(inside: Inside, progress: ProgressSink) -> Ipykernel:
+def provide(inside: Inside, progress: ProgressSink, *, encrypted: bool = False) -> Ipykernel:
     """The image's ipykernel, or a lent one, downloaded at the first time.  Safe to call from many processes.
 
     Raises:
-        UnsupportedImage: the image's Python does not run, or nothing can be lent to it; says why.
+        UnsupportedImage: the image's Python does not run, or nothing can be lent to it; or the connection must be
+            ``encrypted`` and cannot be.
     """
+    found = _find(inside, progress)
+    if encrypted and not found.encrypts:
+        raise UnsupportedImage(
+            f"The ipykernel of {inside.settings.image} cannot encrypt its connection",
+            "A newer one can; this Jupyter asks for it (transport_encryption).",
+            "Upgrade it in the image: pip install --upgrade ipykernel",
+        )
+    return found
+
+
+def _find(inside: Inside, progress: ProgressSink) -> Ipykernel:
     status, output, errors = inside.run_python("-c", _PROBE)
     if status:
         raise UnsupportedImage(f"{inside.python} of {inside.settings.image} does not run", errors.strip())

@@ -19,7 +19,7 @@ import threading
 import time
 from typing import Any
 
-from udi_core import DEVNULL, LaunchError, Process, UdiError, UnsupportedImage, Volume, lazy_progress, spawn
+from udi_core import DEVNULL, LaunchError, Process, UdiError, Volume, lazy_progress, spawn
 from udi_jupyter.inside import inside
 from udi_jupyter.ipykernel import provide
 from udi_jupyter.kernelspec import KernelSettings
@@ -54,15 +54,9 @@ def _start(request: dict[str, Any], directory: str, resources: contextlib.ExitSt
     environ = {name: value for name, value in os.environ.items() if name != "JPY_PARENT_PID"}
     with lazy_progress() as progress:
         image = resources.enter_context(inside(settings, progress=progress, environ=environ))
-        ipykernel = provide(image, progress)
+        ipykernel = provide(image, progress, encrypted=request["encrypt"] == "required")
     connection = dict(request["connection"])
     if not ipykernel.encrypts:
-        if request["encrypt"] == "required":
-            raise UnsupportedImage(
-                f"The ipykernel of {settings.image} cannot encrypt its connection",
-                "A newer one can; this Jupyter asks for it (transport_encryption).",
-                "Upgrade it in the image: pip install --upgrade ipykernel",
-            )
         connection = {name: value for name, value in connection.items() if not name.startswith("curve_")}
     address = own_address()
     # After a restart clients find the kernel where it was, if it can be there.

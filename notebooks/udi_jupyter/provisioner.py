@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
+from jupyter_client.multikernelmanager import MultiKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Bool, Dict, List, Unicode
 
-from udi_core import UdiError, UnsupportedImage, Volume, lazy_progress, write_record
+from udi_core import ImageAbsent, UdiError, Volume, find, lazy_progress, load_config, write_record
 from udi_jupyter.inside import inside
 from udi_jupyter.ipykernel import provide
 from udi_jupyter.kernelspec import START, KernelSettings
@@ -62,18 +66,19 @@ class UdiProvisioner(LocalProvisioner):
         manager: Any = self.parent
         # The connection file must be there at the path that Jupyter knows.
         runtime = os.path.dirname(os.path.realpath(manager.connection_file))
+        # Older releases of jupyter_client know no encryption.
+        encrypted = getattr(manager, "curve_publickey", None) is not None
+        if isinstance(manager.parent, MultiKernelManager) and not self._is_here(kwargs["env"]):
+            # A server: its users look at a browser, which standard error does not reach.
+            request = json.dumps({"settings": asdict(self.settings), "encrypted": encrypted})
+            arguments = kwargs["cmd"][len(START) + 1 :]  # without "-f", which may only stand before the file
+            kwargs["cmd"] = [sys.executable, "-m", "udi_jupyter.waiting", request, *arguments]
+            return kwargs
         # Standard error is the terminal of jupyter console and nbclient, and the log of a server.
         with lazy_progress() as progress, contextlib.ExitStack() as resources:
             image = inside(self.settings, progress=progress, environ=kwargs["env"], cwd=kwargs.get("cwd"))
             kernel = resources.enter_context(image)
-            ipykernel = provide(kernel, progress)
-            # Older releases of jupyter_client know no encryption.
-            if getattr(manager, "curve_publickey", None) is not None and not ipykernel.encrypts:
-                raise UnsupportedImage(
-                    f"The ipykernel of {self.image} cannot encrypt its connection",
-                    "A newer one can; this Jupyter asks for it (transport_encryption).",
-                    "Upgrade it in the image: pip install --upgrade ipykernel",
-                )
+            ipykernel = provide(kernel, progress, encrypted=encrypted)
             launch = kernel.launch(
                 kernel.python,
                 *ipykernel.start,
@@ -89,6 +94,13 @@ class UdiProvisioner(LocalProvisioner):
         kwargs["env"] = dict(launch.env)
         kwargs["pass_fds"] = launch.pass_fds
         return kwargs
+
+    def _is_here(self, environ: dict[str, str]) -> bool:
+        try:
+            find(self.settings.image, load_config(environ), pull_missing=False)
+        except ImageAbsent:
+            return False
+        return True
 
     async def wait(self) -> int | None:
         """The kernel's status, once it has ended; the run record then has its line."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +14,15 @@ from typing import Any
 import nbformat
 import pytest
 from jupyter_client.manager import KernelManager
+from jupyter_client.multikernelmanager import MultiKernelManager
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from udi_jupyter.kernelspec import KernelSettings, install, installed
 
-from tests.support import images, kernels, lab
+from tests.support import images, kernels, lab, oci
 from tests.support.environment import own_environment
 from tests.support.kernels import PRETTY_NAME, evaluate, running
+from udi_core import ImageStore, lease
 
 pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", *images.TOOLS)
 
@@ -145,6 +148,45 @@ def test_nbclient_and_papermill(in_image: str, tmp_path: Path) -> None:
     done = run("jupyter", "execute", "--inplace", str(result))
     assert done.returncode == 0, done.stderr
     assert PRETTY_NAME in nbformat.read(result, 4).cells[-1].outputs[0].text
+
+
+def _implementation(manager: KernelManager) -> str:
+    """Of the kernel that answers now."""
+    client: Any = manager.client()
+    client.start_channels(hb=False)
+    try:
+        return str(client.kernel_info(reply=True, timeout=5)["content"]["implementation"])
+    except (queue.Empty, TimeoutError):
+        return ""
+    finally:
+        client.stop_channels()
+
+
+def test_a_server_shows_how_far_a_missing_image_is(environment: dict[str, str], tmp_path: Path) -> None:
+    image = kernels.kernel_image(tmp_path / "layout", env=["ANOTHER=image"])
+    install(KernelSettings(image=image), name="missing")
+    store = ImageStore(environment["UDI_STORE"])
+    store.prepare()
+    layout = oci.Layout(tmp_path / "layout")
+    producer = lease.acquire(store.lease_path(layout.find()["digest"]))
+    assert producer is not None
+    server = MultiKernelManager()
+    manager: Any = server.get_kernel(server.start_kernel(kernel_name="missing"))
+    try:
+        with kernels.connected(manager) as client:
+            with producer:
+                message, shown = client.execute("print('not yet')"), ""
+                while "Waiting for" not in shown:
+                    shown += client.get_iopub_msg(timeout=kernels.PATIENCE)["content"].get("text", "")
+            assert f"pid {os.getpid()}" in shown
+            while (reply := client.get_shell_msg(timeout=kernels.PATIENCE))["parent_header"].get("msg_id") != message:
+                pass
+            assert reply["content"]["ename"] == "ImageMissing" and "Run the cell again" in reply["content"]["evalue"]
+        lab.wait_for(lambda: _implementation(manager) == "ipython", "the real kernel answers")
+        with kernels.connected(manager) as client:
+            assert PRETTY_NAME in evaluate(client, "print(open('/etc/os-release').read())")
+    finally:
+        server.shutdown_all(now=True)
 
 
 @pytest.mark.needs("chromium", "chromedriver")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ PATIENCE = 180
 PRETTY_NAME = "Analysis image 3"
 
 
-def kernel_image(directory: Path, *more: str) -> str:
+def kernel_image(directory: Path, *more: str, env: Sequence[str] = ()) -> str:
     """Reference of Debian's Python with ipykernel and ``more``, in a layout below ``directory``.
 
     Its /etc/os-release is its own, so that nobody takes it for the machine.
     """
     layers = [images.python_layer("ipykernel", *more, name="numeric")]
     layers.append(oci.Layer(data=oci.tar([oci.file("etc/os-release", f'PRETTY_NAME="{PRETTY_NAME}"\n')])))
-    images.derive(images.image("numeric"), directory, layers)
+    images.derive(images.image("numeric"), directory, layers, env=env)
     return f"oci:{directory}:latest"
 
 

@@ -90,14 +90,18 @@ class _Lines:
         self._last = now
         if ended:
             self._ended.add(key)
-        amount = f"{event.done * 100 // event.total} %" if event.total else ""
-        if event.unit == "B" and event.total:
-            amount += f" of {size(event.total)}"
-        words = ("udi:", _VERBS[event.phase], event.item, event.note, amount)
         with contextlib.suppress(OSError):  # a full disk behind 2> is no reason to fail
             # One write: print() makes two, and another thread's line would come between.
-            sys.stderr.write(" ".join(word for word in words if word) + "\n")
+            sys.stderr.write(f"udi: {progress_text(event)}\n")
             sys.stderr.flush()
+
+
+def progress_text(event: Progress) -> str:
+    """One line: ``Downloading 4f53cda18c2b 42 % of 318 MB``."""
+    amount = f"{event.done * 100 // event.total} %" if event.total else ""
+    if event.unit == "B" and event.total:
+        amount += f" of {size(event.total)}"
+    return " ".join(word for word in (_VERBS[event.phase], event.item, event.note, amount) if word)
 
 
 def size(count: int) -> str:
