@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-from benchmarks.measure import median_ms, quiet_machine, verdict
+from benchmarks.measure import median_ms, need, quiet_machine, verdict
 from tests.support import images, user
 from udi_core import Host, ImageStore, LaunchSpec, NodeMounts, _process, build, find, load_config
 
@@ -19,6 +19,7 @@ PROCESSES = 64
 
 
 def main() -> int:
+    need("tar2sqfs", *images.TOOLS)
     directory = tempfile.mkdtemp(prefix="udi-bench-")
     os.environ |= {"UDI_STORE": f"{directory}/store", "UDI_NODE_DIR": f"{directory}/node"}
     # Python writes no bytecode where this is set, and every start would compile UDI anew.

@@ -17,13 +17,14 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 from udi_jupyter.kernelspec import KernelSettings, install
 
-from benchmarks.measure import quiet_machine, verdict
+from benchmarks.measure import need, quiet_machine, verdict
 from tests.support import images, kernels, user
 
 RUNS = 9
 
 
 def main() -> int:
+    need("tar2sqfs", *images.TOOLS)
     directory = tempfile.mkdtemp(prefix="udi-bench-")
     os.environ |= {"UDI_STORE": f"{directory}/store", "UDI_NODE_DIR": f"{directory}/node"}
     os.environ |= {"JUPYTER_DATA_DIR": f"{directory}/data", "JUPYTER_RUNTIME_DIR": f"{directory}/runtime"}

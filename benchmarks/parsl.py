@@ -26,7 +26,7 @@ from parsl.providers import LocalProvider
 from udi_parsl import UDIHighThroughputExecutor, image, prefetch, worker
 from udi_parsl.images import RESOLVER, Surroundings, Wish, task_image
 
-from benchmarks.measure import median_ms, quiet_machine, verdict
+from benchmarks.measure import median_ms, need, quiet_machine, verdict
 from tests.support import images
 from udi_core import pack, specify
 
@@ -89,6 +89,7 @@ def ratio(found: dict[str, list[float]], above: str, below: str) -> float:
 
 
 def main() -> int:
+    need("tar2sqfs", *images.TOOLS)
     # Parsl finds the programs of HTEX in PATH only.
     os.environ["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as scratch:

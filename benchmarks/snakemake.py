@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.measure import median_ms, quiet_machine, verdict
+from benchmarks.measure import median_ms, need, quiet_machine, verdict
 from tests.support import images, user, workflows
 from tests.support.workflows import Workflow
 from udi_core import _process
@@ -41,6 +41,7 @@ rule each:
 
 
 def main() -> int:
+    need("tar2sqfs", *images.TOOLS)
     directory = Path(tempfile.mkdtemp(prefix="udi-bench-"))
     try:
         with workflows.environment() as env:
