@@ -36,7 +36,7 @@ def find(
     if isinstance(reference, str):
         reference = ImageReference.parse(reference)
     check_reference(config.policy, reference)
-    store = ImageStore(config.store)
+    store = ImageStore(config.store, config.node_dir)
     if platform is None and config.platform:
         platform = parse_platform(config.platform)
     try:

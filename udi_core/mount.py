@@ -22,7 +22,7 @@ import os
 import stat
 import time
 
-from udi_core import copies, etc_files, record
+from udi_core import copies, etc_files, node_files, record
 from udi_core.backends import NAMES, PROCESSLESS, Held, Place, load, start_time
 from udi_core.contexts import contextmanager, suppress
 from udi_core.documents import KEPT, parse_json
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # Unpacking costs seconds, so what was unpacked is kept longer than a mount that costs milliseconds.
 _EXTRACT_IDLE = 3600.0
+# Of the mark of use in the store, which counts for days: whoever reaps meanwhile leaves the store alone.
+_RENEW = 6 * 3600.0
 # File systems that several nodes see: the locks and mounts in here are of one node.
 _NETWORK = frozenset({"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "ceph", "beegfs", "pvfs2", "panfs", "afs"})
 
@@ -317,6 +319,7 @@ class NodeMounts:
         removed = self._reap(0)
         copies.clean(self._config.node_dir, self.is_mounted)
         record.collect(self._config)
+        node_files.forget(self._config.node_dir)
         with suppress(OSError):
             os.rmdir(self._base)
             for name in _listdir(self._config.node_dir):
@@ -508,7 +511,7 @@ class _Slot:
             with self.locked():
                 if not _taken_alone(lease):
                     if store is not None:
-                        store.mark_use(self.digest, self.user_of_the_store())
+                        store.mark_use(self.digest, self.user_of_the_store(), younger=_RENEW)
                     return False
                 if not _is_same_file(lease, self.place.lease):
                     return False  # another reaper was here first, and a new mount may have taken its place

@@ -14,6 +14,8 @@ import fcntl
 import os
 import time
 
+from udi_core.node_files import trusted
+
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,11 +130,11 @@ def _locked(file: str) -> int:
 def _open(file: str) -> int:
     directory = os.path.dirname(file)
     try:
-        status = os.lstat(directory)
+        usable = trusted(directory)
     except FileNotFoundError:  # a pull, before anything was mounted
         os.makedirs(directory, 0o700)
-        status = os.lstat(directory)
-    if status.st_uid != os.geteuid() or status.st_mode & 0o170022 != 0o040000:
+        usable = trusted(directory)
+    if not usable:
         raise PermissionError(directory)
     while True:
         fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

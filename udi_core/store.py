@@ -22,6 +22,7 @@ from udi_core.contexts import contextmanager, suppress
 from udi_core.documents import parse_json
 from udi_core.errors import CorruptImage, ImageAbsent, StoreError, StoreFull, UsageError
 from udi_core.image_config import ImageConfig, Platform
+from udi_core.node_files import read_near
 from udi_core.platforms import can_run, host_platform, level, parse_platform
 from udi_core.reference import ImageReference
 from udi_core.values import dataclass, field, replace
@@ -114,10 +115,14 @@ class GcReport:
 
 
 class ImageStore:
-    """A store below ``root``; nothing is created before something is written."""
+    """A store below ``root``; nothing is created before something is written.
 
-    def __init__(self, root: str) -> None:
+    ``near`` is the node directory where what tasks read again and again may be copied to (:mod:`udi_core.node_files`).
+    """
+
+    def __init__(self, root: str, near: str = "") -> None:
         self.root = root
+        self._near = near
 
     # Reading: no locks, no more than two files opened.
 
@@ -155,8 +160,8 @@ class ImageStore:
         """
         directory = self._image_directory(digest)
         try:
-            with open(os.path.join(directory, _RECORD), "rb") as file:
-                return _parse_image(parse_json(file.read()), digest, os.path.join(directory, _SQUASHFS))
+            record = read_near(os.path.join(directory, _RECORD), self._near)
+            return _parse_image(parse_json(record), digest, os.path.join(directory, _SQUASHFS))
         except FileNotFoundError:
             raise ImageAbsent(
                 f"Image {digest[:19]} is not in the store",
@@ -194,8 +199,7 @@ class ImageStore:
     def tag(self, reference: ImageReference) -> Tag | None:
         """What a reference was last seen to name, or None."""
         try:
-            with open(self._tag_path(reference), "rb") as file:
-                return _parse_tag(parse_json(file.read()))
+            return _parse_tag(parse_json(read_near(self._tag_path(reference), self._near)))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except PermissionError as error:
@@ -424,14 +428,18 @@ class ImageStore:
 
     # Use by nodes.
 
-    def mark_use(self, digest: str, node: str) -> str:
+    def mark_use(self, digest: str, node: str, *, younger: float = 0.0) -> str:
         """Say that a node has an image mounted.  A store that cannot be written is left alone.
+
+        A mark that is ``younger`` (in seconds) stays as it is.
 
         Returns:
             The file whose removal ends the use, for a process that outlives this one.
         """
         path = self._use_path(digest, node)
         with suppress(OSError):
+            if os.path.exists(path) and _age(path) < younger:
+                return path
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "w"):
                 os.utime(path)

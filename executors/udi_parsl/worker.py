@@ -163,6 +163,6 @@ def sandbox(
         die_with_parent=True,
     )
     # The grace time of an unused mount covers the gap between two tasks; an agent holds it while it lives.
-    images = ImageStore(image.store)
+    images = ImageStore(image.store, config.node_dir)
     with NodeMounts(config, images).mount(images.image(choice.digest)) as mounted:
         yield build(spec, mounted, config, Host.observe(mounted))

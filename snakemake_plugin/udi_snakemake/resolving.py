@@ -47,7 +47,7 @@ def resolve(text: str, directory: str, environ: Mapping[str, str] = os.environ) 
         reference = ImageReference.parse(named.reference, cwd=directory)
         if locked is None or agrees(named.digest, locked):
             try:
-                image = ImageStore(config.store).image(named.digest)
+                image = ImageStore(config.store, config.node_dir).image(named.digest)
                 return Resolved(image=image, name=name, config=config, store=config.store)
             except ImageAbsent:
                 wanted = pin(reference, named.digest)

@@ -1,8 +1,9 @@
 """A stand-in for a parallel file system: a FUSE pass-through that counts operations and delays metadata.
 
 A parallel file system answers look-ups from a few metadata servers, over a network.  What a design costs there
-is the *number* of metadata operations, and that number can be counted exactly on one machine: nothing is
-cached on the client side (all time-outs are zero), so every look-up of every path component is seen here.
+is the *number* of metadata operations, and that number can be counted exactly on one machine.  By default nothing
+is cached on the client side (all time-outs are zero), so every look-up of every path component is seen here;
+with a ``lifetime`` the kernel keeps names and attributes that long, as a client that holds locks on them does.
 
 Needs ``fusermount3`` and libfuse3, and the package ``mfusepy``.
 """
@@ -28,6 +29,7 @@ TOOLS = ("fusermount3",)
 DATA_OPERATIONS = frozenset({"read", "write", "flush", "fsync", "release", "releasedir"})
 _COUNTS = "user.sharedfs.counts"
 _RESET = "user.sharedfs.reset"
+_UTIME_NOW = (1 << 30) - 1  # utimensat(2); libfuse hands it on
 
 
 class SharedFileSystem:
@@ -50,12 +52,17 @@ class SharedFileSystem:
 
 
 @contextlib.contextmanager
-def shared_file_system(backing: Path, mountpoint: Path, *, delay: float = 0.0) -> Iterator[SharedFileSystem]:
-    """Mount ``backing`` on ``mountpoint``; every metadata operation takes ``delay`` seconds longer."""
+def shared_file_system(
+    backing: Path, mountpoint: Path, *, delay: float = 0.0, lifetime: float = 0.0
+) -> Iterator[SharedFileSystem]:
+    """Mount ``backing`` on ``mountpoint``; every metadata operation takes ``delay`` seconds longer.
+
+    ``lifetime``: seconds for which a client believes what it has been told of a name.
+    """
     backing.mkdir(parents=True, exist_ok=True)
     mountpoint.mkdir(parents=True, exist_ok=True)
     before = mountpoint.stat().st_dev
-    argv = [sys.executable, str(Path(__file__).resolve()), str(backing), str(mountpoint), str(delay)]
+    argv = [sys.executable, str(Path(__file__).resolve()), str(backing), str(mountpoint), str(delay), str(lifetime)]
     server = _process.spawn(argv, stdin=_process.DEVNULL)
     try:
         deadline = time.monotonic() + 20
@@ -72,7 +79,7 @@ def shared_file_system(backing: Path, mountpoint: Path, *, delay: float = 0.0) -
         server.wait()
 
 
-def _serve(backing: str, mountpoint: str, delay: float) -> None:
+def _serve(backing: str, mountpoint: str, delay: float, lifetime: float) -> None:
     import mfusepy  # only the server process needs it
 
     fields = ("st_mode", "st_ino", "st_nlink", "st_uid", "st_gid", "st_size", "st_blocks")
@@ -165,7 +172,8 @@ def _serve(backing: str, mountpoint: str, delay: float) -> None:
             os.chown(path, uid, gid, follow_symlinks=False)
 
         def utimens(self, path: str, times: tuple[int, int] | None = None) -> None:
-            os.utime(path, ns=times, follow_symlinks=False)
+            now = times is None or _UTIME_NOW in times
+            os.utime(path, ns=None if now else times, follow_symlinks=False)
 
         def statfs(self, path: str) -> dict[str, int]:
             seen = os.statvfs(path)
@@ -192,10 +200,11 @@ def _serve(backing: str, mountpoint: str, delay: float) -> None:
                 counts.clear()
             return 0
 
-    # attr_timeout and its kin at zero: the kernel asks again for every path component, so the count is exact.
-    options = {"attr_timeout": 0, "entry_timeout": 0, "negative_timeout": 0, "allow_other": os.geteuid() == 0}
+    # attr_timeout and its kin at zero: the kernel asks again for every path component.
+    options = {f"{name}_timeout": lifetime for name in ("attr", "entry", "negative")}
+    options["allow_other"] = os.geteuid() == 0
     mfusepy.FUSE(Counting(), mountpoint, foreground=True, nothreads=False, fsname="sharedfs", **options)
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    _serve(sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))
