@@ -244,7 +244,9 @@ def test_a_killed_worker_takes_its_agent_along_and_the_task_runs_again(base_imag
         return "not killed"
 
     marker = tmp_path / "pids"
-    with workflow(htex(UDIHighThroughputExecutor), retries=1, retry_handler=retry_handler):
+    # Once in a heartbeat Parsl looks whether its workers live.
+    executor = htex(UDIHighThroughputExecutor, heartbeat_period=2)
+    with workflow(executor, retries=1, retry_handler=retry_handler):
         future = image(base_image)(python_app(linger_once))(str(marker))
         assert _comes(marker.exists)
         agent, sandbox = map(int, marker.read_text().split())

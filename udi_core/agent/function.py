@@ -40,6 +40,10 @@ def specify(function: Callable[..., Any]) -> dict[str, Any]:
         source = _source(function)
     except NotPortable as error:
         problem = str(error)
+    except Exception as error:
+        # Scripts hold objects of every kind, which may raise whatever they like when they are looked at; an image with
+        # this same Python needs no source.
+        problem = f"{type(error).__name__}: {error}"
     if bytecode is None and source is None:
         raise NotPortable(f"{name}: {problem}; {bytecode_problem}")
     state = hashlib.sha256(pickle.dumps((MAGIC, bytecode, source), protocol=4))

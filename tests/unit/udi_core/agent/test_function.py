@@ -344,6 +344,27 @@ def test_the_reason_names_what_cannot_go() -> None:
             specify(function)
 
 
+class Hostile:
+    @property
+    def __wrapped__(self) -> Any:
+        raise RuntimeError("look away")
+
+    def __call__(self) -> None:
+        pass
+
+
+HOSTILE = Hostile()
+
+
+def uses_a_hostile_object() -> Any:
+    return HOSTILE
+
+
+def test_an_object_that_does_not_want_to_be_looked_at_is_a_problem_of_the_source_only() -> None:
+    specification = specify(uses_a_hostile_object)
+    assert "look away" in specification["problem"] and specification["bytecode"]
+
+
 def test_equal_functions_have_equal_ids_and_changed_ones_do_not() -> None:
     assert specify(closure(1))["id"] == specify(closure(1))["id"]
     assert specify(closure(1))["id"] != specify(closure(2))["id"]
