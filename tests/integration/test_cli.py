@@ -232,6 +232,6 @@ def test_login_keeps_the_password_out_of_sight(udi_env: dict[str, str], tmp_path
     file = tmp_path / "docker" / "config.json"
     assert file.stat().st_mode & 0o777 == 0o600
     assert faulty.host in json.loads(file.read_text())["auths"]
-    assert udi("logout", faulty.host, env=env).returncode == 0
+    assert udi("logout", f"http://{faulty.host}/v2/", env=env).returncode == 0
     assert json.loads(file.read_text())["auths"] == {}
     assert udi("logout", faulty.host, env=env).returncode == 1

@@ -16,7 +16,7 @@ import pytest
 
 from tests.fakes.faulty_registry import FaultyRegistry, faulty_registry
 from tests.support import oci
-from tests.support.command import udi, udi_here
+from tests.support.command import three_parts, udi, udi_here
 
 pytestmark = pytest.mark.needs("tar2sqfs")
 
@@ -125,3 +125,25 @@ def test_doctor_names_what_must_be_mended(udi_env: dict[str, str], tmp_path: Pat
     missing = {each["what"]: each for each in json.loads(done.stdout)["findings"] if each["level"] == "missing"}
     assert {"bwrap", "sandbox", "CA file", "passwords"} <= set(missing)
     assert "apt-get install bubblewrap" in missing["bwrap"]["hint"] and "UDI_CA_FILE" in missing["CA file"]["hint"]
+
+
+def test_arguments_that_make_no_sense(udi_env: dict[str, str]) -> None:
+    for argv, said in (
+        (["gc", "--grace", "nan"], "number of seconds"),
+        (["gc", "--grace", "-1"], "number of seconds"),
+        (["gc", "--grace", "soon"], "invalid"),
+        (["login", "-u", "me", "--password-stdin", "no registry"], "not a registry"),
+        (["logout", "ghcr"], "not a registry"),
+        (["logout", "ghcr.io/team"], "not a registry"),
+        (["pull", "--platform", "amd64", "x"], "linux/amd64/v3"),
+        (["node"], "VERB"),
+        (["completion", "tcsh"], "choose from"),
+    ):
+        three_parts(udi_here(*argv, env=udi_env), 2, said)
+
+
+def test_help_of_every_command(udi_env: dict[str, str]) -> None:
+    done = udi("help", "pull", env=udi_env)
+    assert done.returncode == 0 and "--platform" in done.stdout
+    listed = udi("--help", env=udi_env).stdout
+    assert all(name in listed for name in ("pull", "kernel", "prefetch", "docs/exit-codes.md"))

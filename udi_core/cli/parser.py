@@ -109,9 +109,18 @@ def _rm(parser: Parser) -> None:
     parser.add_argument("references", nargs="+", metavar="REF", help="tag to forget, or id:HEX of an image to remove")
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < 1e12:  # a NaN is neither
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
+
+
 def _gc(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
-    parser.add_argument("--grace", type=float, default=3600.0, metavar="S", help="keep what is younger (default 3600)")
+    parser.add_argument(
+        "--grace", type=_seconds, default=3600.0, metavar="S", help="keep what is younger (default 3600)"
+    )
     _json(parser)
 
 
@@ -246,6 +255,8 @@ def dispatch(argv: Sequence[str]) -> int:
 
         print("udi", version("udi-workflows"))
         return 0
+    if name == "help" and len(argv) == 2 and argv[1] in commands:
+        return dispatch([argv[1], "--help"])
     if name in ("-h", "--help", "help"):
         everything.print_help()
         return 0
