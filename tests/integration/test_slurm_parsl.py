@@ -97,10 +97,10 @@ def kill_node(slurm: Slurm, node: str) -> None:
                 os.kill(int(pid), signal.SIGKILL)
 
 
-def test_nodes_come_drain_and_die_and_the_workflow_ends(slurm: Slurm, bullseye_image: str, base_image: str) -> None:
+def test_nodes_come_drain_and_die_and_the_workflow_ends(slurm: Slurm, bullseye_image: str) -> None:
     config = "slurm.config(images=[old], init_blocks=1, max_blocks=4, patience=20)"
     with account(slurm) as somebody:
-        argv = workflow(somebody, bullseye_image, base_image, config, tasks=20, seconds=1)
+        argv = workflow(somebody, bullseye_image, bullseye_image, config, tasks=20, seconds=1)
         with open(somebody.directory / "output", "w+") as output:
             process = subprocess.Popen(
                 argv, env=dict(somebody.env), cwd=somebody.directory, stdout=output, stderr=output, text=True
