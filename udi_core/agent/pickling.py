@@ -44,8 +44,7 @@ def by_value(value: Any, own: tuple[str, ...], protocol: int) -> list[Any]:
 class OwnPickler(pickle.Pickler):
     """Notes what it pickles by the name of a module that an image lacks.
 
-    It is C but for what is neither a number, a string, nor a container of those, and ten times as fast as
-    cloudpickle.
+    It is C but for what is neither a number, a string, nor a container of those.
     """
 
     def __init__(self, own: tuple[str, ...], protocol: int) -> None:
