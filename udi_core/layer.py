@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from udi_core import digest as digests
-from udi_core.errors import CorruptImage, HostileImage, UnsupportedImage
+from udi_core.errors import CorruptImage, HostileImage, RegistryError, UnsupportedImage
 from udi_core.manifest import LAYER_TYPES, Descriptor
 
 #: Decompressed bytes in one piece, and how many pieces wait between two threads.
@@ -145,6 +145,7 @@ def _decompressed(chunks: PieceStream, kind: str, layer: LayerInput) -> Iterator
     try:
         yield from decompress(iter(chunks))
     except _Truncated as error:
+        _exhaust(chunks)
         raise CorruptImage(
             f"Layer {layer.descriptor.digest} ends too early", f"The {kind} stream is cut off.", "Pull it again."
         ) from error
@@ -152,12 +153,24 @@ def _decompressed(chunks: PieceStream, kind: str, layer: LayerInput) -> Iterator
         raise
     except Exception as error:
         if type(error).__module__.startswith(("isal", "igzip", "zlib", "zstd", "zstandard")):
+            _exhaust(chunks)
             raise CorruptImage(
                 f"Layer {layer.descriptor.digest} cannot be decompressed",
                 f"{kind}: {error}",
                 "Pull it again; if it stays so, the image must be pushed anew.",
             ) from error
         raise
+
+
+def _exhaust(chunks: PieceStream) -> None:
+    """Read the rest of a blob that cannot be decompressed, for its digest tells at whose door the damage is laid.
+
+    Raises:
+        CorruptImage: the blob is not what its digest promises; otherwise the image itself is broken.
+    """
+    with contextlib.suppress(RegistryError):
+        for _ in chunks:
+            pass
 
 
 class _Truncated(Exception):
