@@ -29,6 +29,6 @@ set -- $images
 cd /
 said=$(timeout "$wait" setpriv --reuid="$SLURM_JOB_UID" --regid="$SLURM_JOB_GID" --init-groups -- \
   env -u XDG_RUNTIME_DIR -u SLURM_JOB_ID HOME="$home" USER="$SLURM_JOB_USER" \
-  "$udi" node warm --no-pull --job="$SLURM_JOB_ID" "$@" 2>&1 </dev/null) ||
+  "$udi" node warm --no-pull --job="$SLURM_JOB_ID" -- "$@" 2>&1 </dev/null) ||
   logger -t udi-prolog "job $SLURM_JOB_ID: $said" 2>/dev/null
 exit 0

@@ -69,7 +69,7 @@ def test_rules_go_to_the_nodes_that_the_profile_means(
             *(sys.executable, "-m", "snakemake", "--profile", str(CONTRIB / "snakemake" / site)),
             # This cluster keeps no accounts.
             *("--slurm-no-account", "--slurm-status-command", "squeue"),
-            *("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "2"),
+            *("--slurm-init-seconds-before-status-checks", "12"),
             *([f"{name}.txt" for name in expected] or ["--dry-run"]),
             check=False,
             timeout=800,
