@@ -5,6 +5,7 @@ Nothing is changed; every mount backend is really tried, on a tiny image of UDI'
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -128,7 +129,11 @@ def _kernel() -> Finding:
 
 
 def _backends(config: Config) -> Iterator[Finding]:
+    there = os.path.isdir(config.node_dir)
     verdicts = probe_backends(config)
+    if not there:
+        with contextlib.suppress(OSError):  # a task may have begun to use it meanwhile
+            os.rmdir(config.node_dir)
     works = any(each.ok for each in verdicts)
     chosen = False
     for each in verdicts:

@@ -122,6 +122,7 @@ def test_doctor_names_what_must_be_mended(udi_env: dict[str, str], tmp_path: Pat
     broken = {"UDI_TOOL_BWRAP": "/nowhere", "UDI_CA_FILE": "/no/ca.pem", "REGISTRY_AUTH_FILE": str(auth)}
     done = udi_here("doctor", "--json", env={**udi_env, **broken})
     assert done.returncode == 1, done.stdout
+    assert not any(os.path.lexists(udi_env[name]) for name in ("UDI_STORE", "UDI_NODE_DIR")), "it only looks"
     missing = {each["what"]: each for each in json.loads(done.stdout)["findings"] if each["level"] == "missing"}
     assert {"bwrap", "sandbox", "CA file", "passwords"} <= set(missing)
     assert "apt-get install bubblewrap" in missing["bwrap"]["hint"] and "UDI_CA_FILE" in missing["CA file"]["hint"]

@@ -13,6 +13,7 @@ def load(tmp_path: Path, user: str, site: str = "", **variables: str) -> Config:
     (tmp_path / "user.yaml").write_text(user)
     (tmp_path / "site.yaml").write_text(site)
     files = {"UDI_CONFIG": str(tmp_path / "user.yaml"), "UDI_SITE_CONFIG": str(tmp_path / "site.yaml")}
+    files["UDI_NODE_DIR"] = str(tmp_path / "node")  # where what was parsed is kept
     return load_config({"HOME": str(tmp_path), **files, **variables})
 
 
