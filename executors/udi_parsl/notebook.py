@@ -18,12 +18,12 @@ from parsl.app.app import bash_app, python_app
 from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors import HighThroughputExecutor
-from parsl.launchers import SrunLauncher
+from parsl.launchers import SingleNodeLauncher, SrunLauncher
 from parsl.providers import LocalProvider, SlurmProvider
 
 from udi_core import ToolFailed, UsageError, find_tool, run
 from udi_parsl.image import image as decorate
-from udi_parsl.nodes import worker_init
+from udi_parsl.nodes import WarmLauncher
 
 _COMMAND_SECONDS = 60  # a busy batch system takes its time to answer
 
@@ -55,8 +55,7 @@ class Nodes:
         Raises:
             UsageError: more than one node, and no batch system.
         """
-        before = f"export PATH={os.path.dirname(sys.executable)}:$PATH\n{setup}"
-        init = worker_init(*images, before=before)
+        init = f"export PATH={os.path.dirname(sys.executable)}:$PATH\n{setup}"
         if not here and has_slurm():
             provider: Any = SlurmProvider(
                 partition=partition,
@@ -67,11 +66,13 @@ class Nodes:
                 init_blocks=1,
                 max_blocks=1,
                 worker_init=init,
-                launcher=SrunLauncher(),
+                launcher=WarmLauncher(SrunLauncher(), *images),
                 cmd_timeout=_COMMAND_SECONDS,
             )
         elif count == 1:
-            provider = LocalProvider(init_blocks=1, max_blocks=1, worker_init=init)
+            provider = LocalProvider(
+                init_blocks=1, max_blocks=1, worker_init=init, launcher=WarmLauncher(SingleNodeLauncher(), *images)
+            )
         else:
             raise UsageError(
                 f"There is no batch system to ask for {count} nodes",
