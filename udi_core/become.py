@@ -109,7 +109,9 @@ def _enter_namespaces(server: int) -> None:
             os.close(fd)
     uid, gid = os.geteuid(), os.getegid()
     # Root in a container often lacks CAP_SYS_ADMIN, and needs a user namespace as everybody does.
-    if uid or server or _libc.unshare(_CLONE_NEWNS):
+    # In the namespace of a server a task has all it takes, and stays in it: ranks of one node that read each other's
+    # memory (process_vm_readv(2)) must be in one user namespace.
+    if (uid and not server) or _libc.unshare(_CLONE_NEWNS):
         _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "a user namespace")
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
