@@ -27,7 +27,8 @@ def main(text: str, path: str, *arguments: str) -> int:
     request = json.loads(text)
     # Whoever started Jupyter may have ignored it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.pop("JPY_PARENT_PID", None)
+    # Not getppid(): the server may have died by now.
+    server = int(os.environ.pop("JPY_PARENT_PID"))
     placeholder = spawn(
         [sys.executable, "-m", "udi_jupyter.placeholder", "-f", path],
         stdin=PIPE,
@@ -35,7 +36,7 @@ def main(text: str, path: str, *arguments: str) -> int:
     )
 
     arrived = threading.Event()
-    threading.Thread(target=_watch, args=(os.getppid(), placeholder, arrived), daemon=True).start()
+    threading.Thread(target=_watch, args=(server, placeholder, arrived), daemon=True).start()
 
     def show(event: Progress) -> None:
         _tell(placeholder, {"text": progress_text(event)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -23,6 +24,8 @@ from tests.support import images, kernels, lab, oci
 from tests.support.environment import own_environment
 from tests.support.kernels import PRETTY_NAME, evaluate, running
 from udi_core import ImageStore, lease
+
+CLONE = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", *images.TOOLS)
 
@@ -150,6 +153,46 @@ def test_nbclient_and_papermill(in_image: str, tmp_path: Path) -> None:
     assert PRETTY_NAME in nbformat.read(result, 4).cells[-1].outputs[0].text
 
 
+@pytest.mark.parametrize("missing", [False, True], ids=["in-image", "waiting-for-image"])
+def test_a_kernel_ends_with_its_server(
+    missing: bool, in_image: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))  # the connection file names the kernel's processes
+    name = in_image
+    with contextlib.ExitStack() as stack:
+        if missing:
+            image = kernels.kernel_image(tmp_path / "layout", env=["ONE_MORE=image"])
+            name = install(KernelSettings(image=image), name="never-here").name
+            stack.enter_context(_produced(tmp_path / "layout", environment))
+        argv = [sys.executable, "-m", "tests.support.kernel_owner", name]
+        owner = subprocess.Popen(argv, cwd=CLONE, stdout=subprocess.PIPE)
+        assert owner.stdout and owner.stdout.readline() == b"started\n"
+        connection = str(tmp_path / "kernel-")
+        assert _with_argument(connection)
+        owner.kill()
+        owner.wait()
+        lab.wait_for(lambda: not _with_argument(connection), "the kernel's processes have ended")
+
+
+def _with_argument(text: str) -> list[str]:
+    """Processes that have a text in their command line."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if text.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def _produced(layout: Path, environment: dict[str, str]) -> lease.Lease:
+    """Whoever wants this image waits: this process seems to make it."""
+    store = ImageStore(environment["UDI_STORE"])
+    store.prepare()
+    producer = lease.acquire(store.lease_path(oci.Layout(layout).find()["digest"]))
+    assert producer is not None
+    return producer
+
+
 def _implementation(manager: KernelManager) -> str:
     """Of the kernel that answers now."""
     client: Any = manager.client()
@@ -165,11 +208,7 @@ def _implementation(manager: KernelManager) -> str:
 def test_a_server_shows_how_far_a_missing_image_is(environment: dict[str, str], tmp_path: Path) -> None:
     image = kernels.kernel_image(tmp_path / "layout", env=["ANOTHER=image"])
     install(KernelSettings(image=image), name="missing")
-    store = ImageStore(environment["UDI_STORE"])
-    store.prepare()
-    layout = oci.Layout(tmp_path / "layout")
-    producer = lease.acquire(store.lease_path(layout.find()["digest"]))
-    assert producer is not None
+    producer = _produced(tmp_path / "layout", environment)
     server = MultiKernelManager()
     manager: Any = server.get_kernel(server.start_kernel(kernel_name="missing"))
     try:

@@ -49,6 +49,11 @@ def main(image: str) -> int:
     subprocess.run(["scancel", job], check=True)
     seen["died_with_allocation"] = wait_for(lambda: not manager.is_alive())
     manager.shutdown_kernel(now=True)
+    owner = subprocess.Popen([sys.executable, "-m", "tests.support.kernel_owner", "far"], stdout=subprocess.PIPE)
+    assert owner.stdout and owner.stdout.readline() == b"started\n" and queue()
+    owner.kill()
+    owner.wait()
+    seen["died_with_server"] = wait_for(lambda: not queue())
     print(json.dumps(seen))
     return 0
 
