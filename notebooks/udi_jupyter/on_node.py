@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -32,6 +33,8 @@ def main() -> int:
     # Whatever prints must not come between the answer and its reader.
     answer_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # Slurm ends a step by SIGTERM, and the key of the kernel must not stay on the node.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     directory = tempfile.mkdtemp(prefix="udi-kernel-")
     try:
         request = json.loads(sys.stdin.readline())

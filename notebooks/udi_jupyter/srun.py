@@ -27,6 +27,8 @@ from udi_jupyter.provisioner import UdiProvisioner
 class SrunProvisioner(UdiProvisioner):
     """Starts a kernel inside an image on another node; its traits are the settings of the kernelspec."""
 
+    _runs = False
+
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """The command line of ``srun``; the rest happens on the node."""
         manager: Any = self.parent
@@ -59,7 +61,7 @@ class SrunProvisioner(UdiProvisioner):
         cwd = str(kwargs.get("cwd") or os.getcwd())
         environ = {name: value for name, value in kwargs["env"].items() if name != "JPY_PARENT_PID"}
         process: Any = spawn(cmd, stdin=PIPE, stdout=PIPE, env=environ, cwd=cwd, start_new_session=True)
-        self.process = process
+        self.process, self._runs = process, False
         self.pid = self.pgid = process.pid
         self.cwd = cwd
         try:
@@ -80,6 +82,7 @@ class SrunProvisioner(UdiProvisioner):
             raise RuntimeError(said) from None
         if hasattr(manager, "curve_publickey") and "curve_publickey" not in connection:
             manager.curve_publickey = manager.curve_secretkey = None
+        self._runs = True
         info: Any = {**connection, "key": manager.session.key}
         self.connection_info = info
         return self.connection_info
@@ -110,12 +113,18 @@ class SrunProvisioner(UdiProvisioner):
             return
         with contextlib.suppress(OSError):
             process.stdin.close()
-        await self.terminate(restart=restart)
-        for _ in range(200):
+        # Where a kernel runs, that is its end, and the node is tidied up; where srun still waits for one, it is not.
+        if not (self._runs and await self._ended(10)):
+            await self.terminate(restart=restart)
+            if not await self._ended(20):
+                await super().kill(restart=restart)
+
+    async def _ended(self, seconds: float) -> bool:
+        for _ in range(int(seconds * 10)):
             if await self.poll() is not None:
-                return
+                return True
             await asyncio.sleep(0.1)
-        await super().kill(restart=restart)
+        return False
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
         """``srun`` may take seconds to end behind its kernel."""

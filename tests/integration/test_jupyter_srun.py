@@ -59,9 +59,12 @@ def test_a_kernel_on_another_node(
         "UDI_STORE": f"{home}/store",
         "UDI_NODE_DIR": f"{home}/node",
         "HOME": home,
+        "TMPDIR": f"{home}/tmp",
         "JUPYTER_DATA_DIR": f"{home}/jupyter",
         "JUPYTER_RUNTIME_DIR": f"{home}/runtime",
     }
+    os.mkdir(env["TMPDIR"])
+    os.chmod(env["TMPDIR"], 0o1777)
     seen = used(ordinary_user if who == "user" else None, cluster, image, env)
     assert seen["host"] == seen["host_after_restart"] == "k1"
     assert seen["uid"] == (ordinary_user.uid if who == "user" else 0)
@@ -69,4 +72,4 @@ def test_a_kernel_on_another_node(
     assert seen["interrupted"] == "KeyboardInterrupt"
     assert (seen["encrypted"], seen["without_keys"], seen["mode"]) == (True, False, "0o600")
     assert (seen["queued_before"], seen["queued_after"]) == ("", True), "the job ends with its kernel"
-    assert seen["died_with_allocation"] and seen["died_with_server"]
+    assert seen["tidy"] and seen["died_with_allocation"] and seen["died_with_server"]

@@ -54,6 +54,7 @@ def main(image: str) -> int:
     owner.kill()
     owner.wait()
     seen["died_with_server"] = wait_for(lambda: not queue())
+    seen["tidy"] = wait_for(lambda: not os.listdir(os.environ["TMPDIR"]))
     print(json.dumps(seen))
     return 0
 
