@@ -10,6 +10,7 @@ process which becomes a task has not loaded anyway.
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import os
 import time
@@ -28,6 +29,9 @@ _MOST = 32 << 20
 _LONGEST_TEXT = 512
 _NONE = "", 0, -1, (0, 0)
 _kept = _NONE
+# The threads of a process share the kept descriptor, and so its flock: without a lock of their own one would let go of
+# it, or close it, while another writes.
+_writing = _thread.allocate_lock()
 
 
 def path(config: Config) -> str:
@@ -63,14 +67,15 @@ def write(file: str, beginning: str, *, task: str = "", **fields: float) -> None
     text = f',"task":{_quoted(task)}' if task else ""
     numbers = "".join(f',"{name}":{value:.6g}' for name, value in fields.items())
     line = f'{beginning}{text},"start":{start:.6f}{numbers}}}\n'.encode(errors="replace")
-    try:
-        fd = _locked(file)
+    with _writing:
         try:
-            os.write(fd, line)
-        finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)
-    except OSError:
-        return
+            fd = _locked(file)
+            try:
+                os.write(fd, line)
+            finally:
+                fcntl.flock(fd, fcntl.LOCK_UN)
+        except OSError:
+            return
 
 
 def collect(config: Config) -> str:
@@ -103,6 +108,14 @@ def collect(config: Config) -> str:
         os.close(fd)
 
 
+def _after_fork() -> None:
+    global _writing
+    _writing = _thread.allocate_lock()  # the one that held it may not exist here
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def _locked(file: str) -> int:
     """A descriptor to append to, with a shared lock that keeps :func:`collect` from reading too early.
 
@@ -110,7 +123,7 @@ def _locked(file: str) -> int:
     """
     global _kept
     known, pid, fd, inode = _kept
-    if known == file and pid == os.getpid():
+    if known == file and pid == os.getpid():  # a child's flock would be its parent's too
         fcntl.flock(fd, fcntl.LOCK_SH)
         status = os.fstat(fd)
         # Whoever closes all descriptors of a process closes this one too, and its number goes to another file.
