@@ -411,13 +411,14 @@ def _automatic(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]
             if name == "cwd" and host.image.names(resolve(host.image, path)):
                 continue  # what an image has is not hidden unasked
             found.setdefault(path, Mount("bind", path, f"The {name} directory {path}"))
-    # One that lies in another is there already.
-    shown = [path for path, mount in found.items() if mount.source]
-    return {
-        path: mount
-        for path, mount in found.items()
-        if not mount.source or not any(path != each and is_below(path, each) for each in shown)
-    }
+    # One that lies in another is there already, unless an empty one lies between them.
+    return {path: mount for path, mount in found.items() if not mount.source or not _around(path, found).source}
+
+
+def _around(path: str, found: Mapping[str, Mount]) -> Mount:
+    """The innermost mount in which another one lies; an empty one if there is none."""
+    outer = [each for each in found if each != path and is_below(path, each)]
+    return found[max(outer, key=len)] if outer else Mount("tmpfs")
 
 
 def _workdir(spec: LaunchSpec, mounted: MountedImage, host: Host, view: Tree) -> str:

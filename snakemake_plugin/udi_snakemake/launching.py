@@ -40,7 +40,7 @@ def launch(action: Action, question: warm.Question | None, began: float) -> NoRe
     mounted = NodeMounts(resolved.config).mount(resolved.image)
     host = Host.observe(mounted, cwd=cwd)
     spec = specify(action, mounted, host, name=resolved.name, env_file=_read_env_file(action, cwd))
-    ready = build(spec, mounted, resolved.config, _contained(host) if action.contain else host)
+    ready = build(spec, mounted, resolved.config, _seen(action, host))
     if question is not None and len(action.command) > 1 and os.path.isfile(os.path.join(cwd, action.image)):
         warm.remember(
             question,
@@ -153,12 +153,18 @@ def _exports(env: Mapping[str, str]) -> str:
     return "".join("export " + name + "='" + value.replace("'", "'\\''") + "'; " for name, value in env.items())
 
 
-def _contained(host: Host) -> Host:
-    """The node as ``--contain`` lets it be seen: the core shows SCRATCH, TMPDIR and the working directory unasked."""
+def _seen(action: Action, host: Host) -> Host:
+    """The node as the core may know it: unasked, it shows the working directory and those that variables name."""
     from dataclasses import replace
 
-    hidden = ("SCRATCH", "TMPDIR")
-    return replace(host, cwd="/", environ={key: value for key, value in host.environ.items() if key not in hidden})
+    if action.contain:
+        hidden, cwd = {"SCRATCH", "TMPDIR"}, "/"
+    elif action.home:
+        # Another takes its place.  An empty one in between would take what is written beside the working directory.
+        hidden, cwd = {"HOME"}, host.cwd
+    else:
+        return host
+    return replace(host, cwd=cwd, environ={key: value for key, value in host.environ.items() if key not in hidden})
 
 
 def _read_env_file(action: Action, cwd: str) -> dict[str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -106,6 +107,26 @@ def test_modules_old_names_groups_and_other_shells(workflow: Workflow, image: st
     assert workflow.read("b.txt") == "the image's file\n" * 2
     assert workflow.read("shown.txt") == "the image's file\n"
     assert workflow.read("none.txt") == "outside\n"
+
+
+@pytest.mark.root
+def test_what_is_around_the_working_directory_cannot_be_written(env: dict[str, str], image: str) -> None:
+    # Neither in /tmp nor in another place that images have.
+    with tempfile.TemporaryDirectory(dir="/srv", prefix="udi-test-") as home:
+        workflow = workflows.make(Path(home) / "project" / "run", {**env, "HOME": home})
+        workflow.write("from the source cache\n", "data/source.txt")
+        workflow.write(
+            f"""
+            rule a:
+                output: "a.txt"
+                params: workflow.source_path("data/source.txt")
+                container: "{image}"
+                shell: "cat {{params}} > {{output}}; ! touch ../beside.txt; ! touch ../../beside.txt"
+            """
+        )
+        workflow.run()
+        assert workflow.read("a.txt") == "from the source cache\n"
+        assert not list(Path(home).rglob("beside.txt"))
 
 
 def test_a_reference_with_blanks_is_refused(workflow: Workflow, image: str) -> None:

@@ -336,6 +336,14 @@ def test_the_caller_s_directories() -> None:
         "--bind /tmp/job /tmp/job",
         "--bind /scratch/ada/run /scratch/ada/run",
     }
+    # An empty home between /tmp and the current directory must not hide the latter.
+    environ, node = {"HOME": "/tmp/ada"}, {**NODE, "/tmp/ada/run": "dir"}
+    lines = mounts(launch(environ=environ, node=node, cwd="/tmp/ada/run", home=False).argv)
+    assert [line for line in lines if "/tmp" in line] == [
+        "--bind /tmp /tmp",
+        "--tmpfs /tmp/ada",
+        "--bind /tmp/ada/run /tmp/ada/run",
+    ]
     with pytest.raises(ConfigError):
         shown(config={"automatic": ("pwd",)})
 
