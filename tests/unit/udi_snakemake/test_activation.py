@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from udi_snakemake import activation
 
+from tests.support import tools
+
 
 def program(directory: Path, name: str, text: str) -> str:
     directory.mkdir(parents=True, exist_ok=True)
@@ -66,8 +68,7 @@ def test_the_switch_activates() -> None:
 
 @pytest.mark.parametrize(("shell", "argv"), [("sh", ["sh", "-c"]), ("csh", ["csh", "-fc"]), ("fish", ["fish", "-c"])])
 def test_shell_code_does_what_it_says(shell: str, argv: list[str], tmp_path: Path) -> None:
-    if not shutil.which(argv[0]):
-        pytest.skip(f"{argv[0]} is not installed")
+    tools.need([argv[0]])
     odd = tmp_path / "it's \\ odd!"
     odd.mkdir()
     environ = {"PATH": f"{odd}:/usr/bin:/bin", "HOME": str(tmp_path)}
