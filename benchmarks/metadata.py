@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.measure import quiet_machine, verdict
+from benchmarks.measure import need, quiet_machine, verdict
 from tests.support import images, user
 from tests.support.sharedfs import SharedFileSystem, shared_file_system
 from udi_core import require_tool, run
@@ -29,6 +29,7 @@ _PACKAGES = ("numpy", "scipy", "pandas")
 
 def main() -> int:
     """Count; exit code 0 if the target is met."""
+    need("bwrap", "tar2sqfs", "rdsquashfs", "fusermount3", "apt-get")
     print(quiet_machine())
     with tempfile.TemporaryDirectory(prefix="udi-metadata-", dir="/tmp") as scratch:
         top = Path(scratch)
