@@ -172,8 +172,10 @@ def _serve(backing: str, mountpoint: str, delay: float, lifetime: float) -> None
             os.chown(path, uid, gid, follow_symlinks=False)
 
         def utimens(self, path: str, times: tuple[int, int] | None = None) -> None:
-            now = times is None or _UTIME_NOW in times
-            os.utime(path, ns=None if now else times, follow_symlinks=False)
+            if times is None or _UTIME_NOW in times:
+                os.utime(path, follow_symlinks=False)
+            else:
+                os.utime(path, ns=times, follow_symlinks=False)
 
         def statfs(self, path: str) -> dict[str, int]:
             seen = os.statvfs(path)
