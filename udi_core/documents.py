@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import zlib
 
+from udi_core.node_files import trusted
+
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +55,11 @@ def parse_once(path: str, directory: str, parse: Callable[[bytes], Any]) -> Any:
     status = os.stat(path)
     stamp = [path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     place = f"{directory}/{KEPT}{zlib.crc32(os.fsencode(path)):08x}.json"
-    is_private = _is_private(directory)
-    if is_private:
+    try:
+        keeps = trusted(directory)
+    except OSError:
+        keeps = False
+    if keeps:
         try:
             with open(place, "rb") as file:
                 seen, value = parse_json(file.read())
@@ -64,17 +69,9 @@ def parse_once(path: str, directory: str, parse: Callable[[bytes], Any]) -> Any:
             pass
     with open(path, "rb") as file:
         value = parse(file.read())
-    if is_private:
+    if keeps:
         _keep(place, [stamp, value])
     return value
-
-
-def _is_private(directory: str) -> bool:
-    try:
-        status = os.lstat(directory)
-    except OSError:
-        return False
-    return status.st_mode & 0o170000 == 0o040000 and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def _keep(place: str, document: list[Any]) -> None:
