@@ -175,6 +175,11 @@ class NodeMounts:
         for backend in self._config.backends:
             progress(Progress("mount", image.digest, note=f"trying {backend}"))
             try:
+                if self._for_all and backend == "extract":
+                    raise MountError(
+                        "root unpacks nothing for all users of a node",
+                        "Set-user-id programs, devices and files of the image's users would be real ones here.",
+                    )
                 load(backend).check(image.squashfs, self._config)
                 scope = scopes[0] if backend in PROCESSLESS else scopes[-1]
                 slot, lease, state = self._enter(image, scope, backend)
@@ -287,7 +292,7 @@ class NodeMounts:
         except OSError:
             return None
         state = slot.usable()
-        if state is None or state.backend not in PROCESSLESS:
+        if state is None or state.backend != "kernel":
             os.close(lease)
             return None
         return state, lease
@@ -321,7 +326,8 @@ class NodeMounts:
         record.collect(self._config)
         node_files.forget(self._config.node_dir)
         with suppress(OSError):
-            os.rmdir(self._base)
+            with suppress(FileNotFoundError):  # nothing was ever mounted
+                os.rmdir(self._base)
             for name in _listdir(self._config.node_dir):
                 if name.startswith(KEPT):
                     os.unlink(os.path.join(self._config.node_dir, name))
@@ -346,10 +352,9 @@ class NodeMounts:
                 yield self._slot(f"sha256:{image}", name)
 
     def _prepare(self) -> None:
-        if self._for_all:
-            os.makedirs(self._config.node_dir, exist_ok=True)
-            os.chmod(self._config.node_dir, 0o755)  # noqa: S103
         check_directory(self._config.node_dir, for_all=self._for_all)
+        if self._for_all:
+            os.chmod(self._config.node_dir, 0o755)  # noqa: S103 -- checked first: a link would lead chmod elsewhere
 
     def _check_node_local(self) -> None:
         kind = _file_system(self._config.node_dir)

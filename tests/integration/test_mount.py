@@ -450,6 +450,34 @@ def test_a_shared_directory_that_root_did_not_make_is_not_used(
         assert start.said(process)["backend"] == "extract"
 
 
+@pytest.mark.root
+def test_root_unpacks_nothing_for_all_users(squashfs: str, directory: str, ordinary_user: user.OrdinaryUser) -> None:
+    """Unpacked by root, an image's set-user-id programs and devices would be open to everybody."""
+    mounts = node(directory, "extract", node_dir=f"{directory}/all")
+    with pytest.raises(MountError) as caught:
+        mounts.mount(mounter.stored(squashfs))
+    assert "for all users" in caught.value.details
+    assert mounts.clean() == [] and os.listdir(directory) == []
+    own = node(directory, "extract", node_dir=f"{directory}/all", shared_node_dir="/nonexistent")  # as it once was
+    own.mount(mounter.stored(squashfs)).close()
+    for path, _, names in os.walk(f"{directory}/all"):
+        os.chmod(path, 0o755)
+        for name in names:
+            os.chmod(os.path.join(path, name), 0o644)
+    with running(Mounter(squashfs, directory, ordinary_user).start("sleep", "600", backends=["extract"])) as process:
+        assert Mounter(squashfs, directory).said(process)["root"].startswith(f"{directory}/node/")
+
+
+@pytest.mark.root
+def test_a_link_in_the_place_of_the_shared_directory_is_not_followed(squashfs: str, directory: str) -> None:
+    elsewhere = Path(directory, "elsewhere")
+    elsewhere.mkdir(0o700)
+    Path(directory, "all").symlink_to(elsewhere)
+    with pytest.raises(ConfigError):
+        node(directory, "kernel", node_dir=f"{directory}/all").mount(mounter.stored(squashfs))
+    assert elsewhere.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("attack", ["link", "open", "file"])
 def test_a_node_directory_that_somebody_else_planted(attack: str, squashfs: str, directory: str) -> None:
     path = Path(directory, "node")
