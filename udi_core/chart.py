@@ -10,7 +10,7 @@ from udi_core.report import PHASES, Group, Report
 # Told apart by people who do not see all colours (Okabe and Ito, https://jfly.uni-koeln.de/color/).
 _COLOURS = {"pull": "#0072b2", "mount": "#cc79a7", "setup": "#e69f00", "task": "#009e73"}
 _WORDS = {"pull": "pulling", "mount": "mounting", "setup": "starting", "task": "in the task"}
-_WIDTH, _LEFT, _RIGHT, _ROW, _BAR = 900, 250, 150, 22, 14
+_WIDTH, _LEFT, _RIGHT, _ROW, _BAR = 900, 250, 205, 22, 14
 #: Bars of one panel; what is beyond is told in one line.
 _MOST = 40
 
@@ -20,17 +20,16 @@ def draw(report: Report) -> str:
     total = report.total
     parts: list[str] = []
     y = _text(parts, 16, 28, "Where the time went", size=17, weight="bold")
-    counts = (
-        f"{total.tasks} tasks on {len(total.nodes)} nodes, {len(total.images)} images, {len(total.users)} users;"
-        f" {total.mounts} mounts; {total.failed} failed"
-    )
+    tasks, nodes, images = count(total.tasks, "task"), count(len(total.nodes), "node"), count(len(total.images), "image")
+    counts = f"{tasks} on {nodes}, {images}, {count(len(total.users), 'user')}; {count(total.mounts, 'mount')}"
+    counts += f"; {total.failed} failed" if total.failed else ""
     y = _text(parts, 16, y + 20, counts, size=12)
     x = 16
     for phase in PHASES:
         parts.append(f'<rect x="{x}" y="{y + 12}" width="12" height="12" fill="{_COLOURS[phase]}"/>')
         label = f"{_WORDS[phase]} {seconds(total.seconds[phase])}"
         _text(parts, x + 17, y + 22, label, size=12)
-        x += 40 + 7 * len(label)
+        x += 40 + int(6.3 * len(label))
     y += 44
     y = _panel(parts, y, "Images", report.images)
     y = _panel(parts, y + 12, "Nodes", report.nodes)
@@ -39,6 +38,11 @@ def draw(report: Report) -> str:
         f' role="img" aria-label="{escape(counts)}">'
     )
     return "\n".join([head, f'<rect width="{_WIDTH}" height="{y + 10}" fill="white"/>', *parts, "</svg>\n"])
+
+
+def count(number: int, what: str) -> str:
+    """``1 node``, ``16 nodes``."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def seconds(value: float) -> str:
@@ -64,7 +68,10 @@ def _panel(parts: list[str], y: int, title: str, groups: Sequence[Group]) -> int
                 box = f'x="{x:.2f}" y="{y}" width="{width:.2f}" height="{_BAR}"'
                 parts.append(f'<rect {box} fill="{_COLOURS[phase]}"><title>{label}</title></rect>')
             x += width
-        _text(parts, x + 6, y + 11, f"{seconds(sum(group.seconds.values()))}, {group.tasks} tasks", size=11)
+        spent = f"{seconds(sum(group.seconds.values()))}, {count(group.tasks, 'task')}"
+        if group.overhead and group.seconds["task"]:
+            spent += f"; UDI's {seconds(group.overhead)}"
+        _text(parts, x + 6, y + 11, spent, size=11)
         y += _ROW
     if len(groups) > _MOST:
         y = _text(parts, _LEFT, y + 11, f"and {len(groups) - _MOST} more, which took less", size=12) + 8

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from udi_core.errors import InvalidReference
+from udi_core.reference import ImageReference
+
 #: Kinds of time, in the order in which they pass: the names of :attr:`Group.seconds`.
 PHASES = ("pull", "mount", "setup", "task")
 _EVENTS = ("pull", "mount")
@@ -57,6 +60,11 @@ class Group:
             self.setups.append(float(line["setup"]))
         self.cpu += float(line.get("cpu", 0))
         self.rss = max(self.rss, int(line.get("rss", 0)))
+
+    @property
+    def overhead(self) -> float:
+        """Seconds that were spent for tasks and not in them."""
+        return sum(self.seconds.values()) - self.seconds["task"]
 
     def document(self) -> dict[str, Any]:
         """As ``udi report --json`` shows it."""
@@ -129,7 +137,7 @@ def summarise(lines: Iterable[str]) -> Report:
             unreadable += 1
             continue
         starts.append(float(line["start"]))
-        image = images.setdefault(line["image"], Group(name=str(line.get("reference") or line["image"])))
+        image = images.get(line["image"]) or images.setdefault(line["image"], Group(name=_image_name(line)))
         node = nodes.setdefault(line["node"], Group(name=line["node"]))
         for group in (total, image, node):
             group.add(line)
@@ -141,6 +149,15 @@ def summarise(lines: Iterable[str]) -> Report:
         last=max(starts, default=0.0),
         unreadable=unreadable,
     )
+
+
+def _image_name(line: dict[str, Any]) -> str:
+    """The image's reference, as ``udi images`` shows it; its digest where there is none."""
+    reference = str(line.get("reference") or line["image"])
+    try:
+        return ImageReference.parse(reference).short
+    except InvalidReference:
+        return reference
 
 
 def _parse(text: str) -> dict[str, Any] | None:

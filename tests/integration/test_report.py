@@ -80,7 +80,12 @@ def test_what_ran_is_recorded_handed_in_and_reported(base_image: str, udi_env: d
     assert (document["total"]["mounts"], document["total"]["failed"]) == (1, 1)
     ET.parse(tmp_path / "where.svg")
     table = run(*udi, "report", str(handed_in))
-    assert "5 look-ups, 1 unique images, 1 unique users" in table
+    assert "5 look-ups, 1 unique image, 1 unique user (" in table
+    _, _, heading, image, _, _, node = table.splitlines()
+    assert heading.split()[:4] == ["NODES", "TASKS", "FAILED", "MOUNTS"] and heading.endswith("  IMAGE")
+    assert image.split()[:4] == ["1", "5", "1", "1"]
+    assert image.endswith("  " + base_image.removeprefix("docker:"))  # whole, however narrow the terminal is
+    assert node.endswith("  " + lines[0]["node"])
 
 
 def test_a_report_of_nothing(udi_env: dict[str, str]) -> None:
@@ -88,7 +93,7 @@ def test_a_report_of_nothing(udi_env: dict[str, str]) -> None:
         command = [sys.executable, "-m", "udi_core", *argv]
         return subprocess.run(command, env={**udi_env, **variables}, capture_output=True, text=True, timeout=60)
 
-    assert udi("report").stdout.startswith("0 look-ups, 0 unique images")
+    assert udi("report").stdout.startswith("0 look-ups, 0 unique images, 0 unique users\n")
     off = udi("report", UDI_RECORD_DIR="off")
     assert off.returncode == 2, off.stderr
     assert "record_dir is off" in off.stderr

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pwd import getpwuid
-from typing import Any
 
 from udi_core import record
-from udi_core.chart import draw, seconds
-from udi_core.cli.show import json_document, size
+from udi_core.chart import count, draw, seconds
+from udi_core.cli.show import json_document, size, table
 from udi_core.config import load_config
 from udi_core.errors import UdiError, UsageError
 from udi_core.report import Group, Report, read, summarise
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Group], str]], ...] = (
+    ("TASKS", lambda group: str(group.tasks)),
+    ("FAILED", lambda group: str(group.failed)),
+    ("MOUNTS", lambda group: str(group.mounts)),
+    ("PULL", lambda group: seconds(group.seconds["pull"])),
+    ("MOUNT", lambda group: seconds(group.seconds["mount"])),
+    ("START", lambda group: seconds(group.seconds["setup"])),
+    ("EACH", lambda group: seconds(group.document()["median_setup"] or 0.0)),
+    ("IN TASKS", lambda group: seconds(group.seconds["task"])),
+    ("CPU", lambda group: seconds(group.cpu)),
+    ("MEMORY", lambda group: size(group.rss) if group.rss else "0"),
+)
 
 
 def report(arguments: argparse.Namespace) -> int:
@@ -41,37 +54,23 @@ def report(arguments: argparse.Namespace) -> int:
 def _tables(found: Report) -> None:
     total = found.total
     users = ", ".join(sorted(_user(uid) for uid in total.users))
-    print(f"{total.tasks} look-ups, {len(total.images)} unique images, {len(total.users)} unique users ({users})")
+    counts = count(total.tasks, "look-up"), count(len(total.images), "unique image")
+    print(", ".join((*counts, count(len(total.users), "unique user"))) + (f" ({users})" if users else ""))
     if found.unreadable:
-        print(f"{found.unreadable} lines were not readable")
+        print(f"{count(found.unreadable, 'line')} not readable")
     if total.images:
-        _table("image", found.images, ("nodes", lambda group: str(len(group.nodes))))
-        _table("node", found.nodes, ("images", lambda group: str(len(group.images))))
+        _table("IMAGE", found.images, ("NODES", lambda group: str(len(group.nodes))))
+        _table("NODE", found.nodes, ("IMAGES", lambda group: str(len(group.images))))
 
 
-def _table(what: str, groups: Sequence[Group], other: tuple[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    headings = (other[0], "tasks", "failed", "mounts", "pull", "mount", "start", "each", "in tasks", "CPU", "memory")
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(what, overflow="fold")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for group in groups:
-        document = group.document()
-        table.add_row(
-            group.name,
-            other[1](group),
-            *(str(number) for number in (group.tasks, group.failed, group.mounts)),
-            *(seconds(group.seconds[phase]) for phase in ("pull", "mount", "setup")),
-            seconds(document["median_setup"] or 0.0),
-            seconds(group.seconds["task"]),
-            seconds(group.cpu),
-            size(group.rss) if group.rss else "",
-        )
+def _table(what: str, groups: Sequence[Group], other: tuple[str, Callable[[Group], str]]) -> None:
+    """A line for each group; what is 0 in all of them has no column, so that most tables fit a terminal."""
+    columns = [(heading, [show(group) for group in groups]) for heading, show in (other, *_COLUMNS)]
+    columns = [(heading, cells) for heading, cells in columns if set(cells) != {"0"}]
+    headings = [heading for heading, _ in columns] + [what]
+    rows = list(zip(*(cells for _, cells in columns), [group.name for group in groups], strict=True))
     print()
-    Console(soft_wrap=False).print(table)
+    table(headings, rows, numbers=len(columns))
 
 
 def _user(uid: object) -> str:

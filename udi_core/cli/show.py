@@ -114,11 +114,12 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns; the last one is not cut and not padded."""
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 0) -> None:
+    """Print aligned columns, the first ``numbers`` of them to the right; the last one is not cut and not padded."""
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    sides = [str.rjust] * numbers + [str.ljust] * (len(widths) - numbers)
     for row in (headings, *rows):
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(side(text, width) for side, text, width in zip(sides, row, widths, strict=True)).rstrip())
 
 
 def json_document(document: Any) -> None:

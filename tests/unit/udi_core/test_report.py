@@ -34,7 +34,7 @@ def test_sums() -> None:
     assert document["total"]["failed"] == 1
     assert document["total"]["median_setup"] == 0.04
     first, second = document["by_image"]
-    assert first["name"] == "docker:sha256:a"
+    assert first["name"] == "sha256:a"
     assert first["seconds"] == {"pull": 60, "mount": 0.5, "setup": pytest.approx(0.06), "task": 5}
     assert (first["mounts"], first["cpu"], first["rss"]) == (1, 4, 1 << 20)
     assert second["tasks"] == 2
@@ -49,6 +49,11 @@ def test_lines_that_are_none(bad: str) -> None:
     report = summarise([*LINES, bad])
     assert report.unreadable == 1
     assert report.total.tasks == 4
+
+
+def test_images_have_the_names_that_people_type() -> None:
+    python = line("run", "sha256:c", start=1, reference="docker://docker.io/library/python:3.12-slim")
+    assert [group.name for group in summarise([python]).images] == ["python:3.12-slim"]
 
 
 def test_nothing() -> None:
@@ -71,9 +76,10 @@ def test_the_picture_is_svg_with_a_bar_for_each() -> None:
     picture = draw(summarise([*LINES, odd]))
     root = ET.fromstring(picture)
     titles = [each.text or "" for each in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert "docker:sha256:a: pulling 60 s" in titles
+    assert "sha256:a: pulling 60 s" in titles
     assert 'docker:sha256:"<&: in the task 3 s' in titles
     assert "n2: in the task 8 s" in titles
+    assert "8.06 s, 2 tasks; UDI's 60 ms" in [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_a_picture_of_many_nodes_stays_a_picture() -> None:
