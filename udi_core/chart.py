@@ -20,8 +20,9 @@ def draw(report: Report) -> str:
     total = report.total
     parts: list[str] = []
     y = _text(parts, 16, 28, "Where the time went", size=17, weight="bold")
-    tasks, nodes, images = count(total.tasks, "task"), count(len(total.nodes), "node"), count(len(total.images), "image")
-    counts = f"{tasks} on {nodes}, {images}, {count(len(total.users), 'user')}; {count(total.mounts, 'mount')}"
+    nodes, images, users = (len(each) for each in (total.nodes, total.images, total.users))
+    counts = f"{count(total.tasks, 'task')} on {count(nodes, 'node')}, {count(images, 'image')}, {count(users, 'user')}"
+    counts += f"; {count(total.mounts, 'mount')}"
     counts += f"; {total.failed} failed" if total.failed else ""
     y = _text(parts, 16, y + 20, counts, size=12)
     x = 16

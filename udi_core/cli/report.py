@@ -13,7 +13,6 @@ from udi_core.config import load_config
 from udi_core.errors import UdiError, UsageError
 from udi_core.report import Group, Report, read, summarise
 
-
 _COLUMNS: tuple[tuple[str, Callable[[Group], str]], ...] = (
     ("TASKS", lambda group: str(group.tasks)),
     ("FAILED", lambda group: str(group.failed)),
