@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from udi_core.agent.host import AgentPool as AgentPool
     from udi_core.agent.host import kill_tree as kill_tree
     from udi_core.agent.source import NotPortable as NotPortable
+    from udi_core.batch import Job as Job
     from udi_core.cli.parser import Command as Command
     from udi_core.cli.show import lazy_progress as lazy_progress
     from udi_core.cli.show import progress_text as progress_text
@@ -73,6 +74,8 @@ if TYPE_CHECKING:
     from udi_core.progress import ProgressSink as ProgressSink
     from udi_core.progress import ignore as ignore
     from udi_core.pull import pull as pull
+    from udi_core.ranks import calls_for_ranks as calls_for_ranks
+    from udi_core.ranks import entering as entering
     from udi_core.reference import ImageReference as ImageReference
     from udi_core.sandbox import Host as Host
     from udi_core.sandbox import Launch as Launch
@@ -96,6 +99,7 @@ _EXPORTS = {
     "agent.host": "Agent AgentLost AgentPool kill_tree",
     "agent.source": "NotPortable",
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
+    "batch": "Job",
     "cli.parser": "Command",
     "cli.show": "lazy_progress progress_text",
     "config": "Config config_files load_config",
@@ -113,6 +117,7 @@ _EXPORTS = {
     "programs": "find_program",
     "progress": "Progress ProgressSink ignore",
     "pull": "pull",
+    "ranks": "calls_for_ranks entering",
     "reference": "ImageReference",
     "sandbox": "Host Launch LaunchSpec build execute",
     "sources": "open_source resolve",

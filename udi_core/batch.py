@@ -23,6 +23,9 @@ from typing import Any
 
 from udi_core.errors import UsageError
 
+#: Variable by which ``udi step`` learns the image of its job.
+VARIABLE = "UDI_JOB"
+
 _MARK = "#UDI "
 _RECORD = "#UDI-JOB "
 # linux/binfmts.h: what is longer than BINPRM_BUF_SIZE is cut off.
@@ -31,7 +34,7 @@ _LONGEST = 255
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What was found at submission.
+    """What was found at submission, and what steps are started with.
 
     Attributes:
         images: node kind -> digest.
@@ -39,6 +42,8 @@ class Job:
         store: the image store.
         interpreter: of the script, () for the image's shell.
         options: words of the ``#UDI`` lines and of the command line, without ``--image``.
+        setup: shell lines to be sourced before a step's program.
+        by: who asks, as the run record names it.
     """
 
     images: Mapping[str, str]
@@ -46,6 +51,8 @@ class Job:
     store: str
     interpreter: tuple[str, ...] = ()
     options: tuple[str, ...] = field(default=())
+    setup: str = ""
+    by: str = "batch"
 
     def encode(self) -> str:
         """As one line of ASCII; :meth:`decode` is the inverse."""

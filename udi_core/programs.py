@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from udi_core.errors import ToolMissing
+
+#: What starts ``udi``, on this node and on another.
+PROGRAM = (sys.executable, "-P", "-m", "udi_core")
 
 # Ordinary users often lack sbin in PATH, and a task's environment may have no PATH at all.
 _USUAL = ("/usr/bin", "/usr/local/bin", "/bin", "/usr/sbin", "/usr/local/sbin", "/sbin")

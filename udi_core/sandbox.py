@@ -286,6 +286,21 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
     return Launch(tuple(argv), inherited, mounted.fds, plan, (record.path(config), line))
 
 
+def sourced(setup: str, shell: str, command: tuple[str, ...]) -> tuple[str, ...]:
+    """A command that the image's ``shell`` becomes after it has sourced the lines of ``setup``.
+
+    Raises:
+        LaunchError: there is a ``setup``, and the image has no shell.
+    """
+    if not setup:
+        return command
+    if not shell:
+        raise LaunchError(
+            "The image has no shell", "The task's setup needs one.", "Leave setup out, or use another image."
+        )
+    return (shell, "-c", f'{setup}\nexec "$@"', shell, *command)
+
+
 def execute(launch: Launch, began: float) -> NoReturn:
     """Become the task: the process, its id and its open descriptors stay, its program changes.
 

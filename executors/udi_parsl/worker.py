@@ -16,15 +16,20 @@ from udi_core import (
     Agent,
     AgentPool,
     Host,
+    HostCalls,
     ImageStore,
+    Job,
     Launch,
     LaunchError,
     LaunchSpec,
     NodeMounts,
+    PolicyError,
+    ToolMissing,
     Volume,
     agent_command,
     agent_support,
     build,
+    calls_for_ranks,
     kill_tree,
     load_config,
     pack_arguments,
@@ -70,7 +75,7 @@ def _run(image: TaskImage, specification: dict[str, Any], packed: Callable[[Agen
     with agent(image, choice) as found:
         parts = packed(found)
         with found.recorded(specification["name"], began) as end:
-            answer = found.call(specification, parts, image.workdir or os.getcwd(), _variables())
+            answer = found.call(specification, parts, image.workdir or os.getcwd())
             end(0 if len(answer) > 1 else 1)  # a failure has one part
     if answer[0] == b"plain":
         return unpack(answer[1:])
@@ -82,13 +87,6 @@ def _run(image: TaskImage, specification: dict[str, Any], packed: Callable[[Agen
 def _source_only(specification: dict[str, Any]) -> dict[str, Any]:
     """One for a task whose arguments go as source: were its function bytecode, it would have other classes."""
     return {**specification, "id": specification["id"] + "-source", "magic": b"", "bytecode": None}
-
-
-def _variables() -> dict[str, str] | None:
-    """What Parsl sets for single tasks, and an agent therefore did not begin with: an MPI task's nodes and launcher."""
-    if "PARSL_MPI_PREFIX" not in os.environ:
-        return None
-    return {name: value for name, value in os.environ.items() if name.startswith("PARSL_")}
 
 
 def run_command(image: TaskImage, command: str, output: int, errors: int, timeout: float | None) -> int | None:
@@ -103,7 +101,7 @@ def run_command(image: TaskImage, command: str, output: int, errors: int, timeou
     if choice.python or image.python:
         # The agent is inside already: it starts the shell in a millisecond, a new sandbox takes four.
         with agent(image, choice) as found, found.recorded(os.path.basename(choice.shell), began) as end:
-            status = found.spawn(argv, directory, output, errors, timeout, _variables())
+            status = found.spawn(argv, directory, output, errors, timeout)
             end(-1 if status is None else status)
             return status
     with sandbox(image, choice, argv) as launch:
@@ -131,16 +129,49 @@ def _run_alone(launch: Launch, output: int, errors: int, timeout: float | None) 
 @contextlib.contextmanager
 def agent(image: TaskImage, choice: Choice) -> Iterator[Agent]:
     """An agent in the image, for one task."""
+    if "PARSL_MPI_PREFIX" in os.environ:
+        with _agent_for_ranks(image, choice) as found:
+            yield found
+        return
     key = (choice.digest, image.volumes, image.env, image.setup, image.python)
 
     def start() -> Agent:
-        volumes, env = agent_support()
-        command = agent_command(image.python or choice.python, image.setup, choice.shell)
-        with sandbox(image, choice, command, support=volumes, env=env) as launch:
-            return Agent(launch)
+        return _start_agent(image, choice)
 
     with _pool.agent(key, start) as found:
         yield found
+
+
+@contextlib.contextmanager
+def _agent_for_ranks(image: TaskImage, choice: Choice) -> Iterator[Agent]:
+    """An agent for one task of MPIExecutor, from which the node's launcher can be called.
+
+    It is not kept: its environment has the task's nodes and launcher, and the calls end with the task.
+    """
+    options = [f"--volume={each}" for each in image.volumes] + [f"--env={name}={value}" for name, value in image.env]
+    job = Job(
+        images={each.kind: each.digest for each in image.choices},
+        references={"default": image.reference},
+        store=image.store,
+        options=(*options, *((f"--workdir={image.workdir}",) if image.workdir else ())),
+        setup=image.setup,
+        by="parsl",
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            calls = stack.enter_context(calls_for_ranks(load_config(), job))
+        except (PolicyError, ToolMissing):
+            calls = None  # the image may have a launcher of its own
+        found = _start_agent(image, choice, calls)
+        stack.callback(found.close)
+        yield found
+
+
+def _start_agent(image: TaskImage, choice: Choice, calls: HostCalls | None = None) -> Agent:
+    volumes, env = agent_support()
+    command = agent_command(image.python or choice.python, image.setup, choice.shell)
+    with sandbox(image, choice, command, support=volumes, env=env, calls=calls) as launch:
+        return Agent(launch)
 
 
 @contextlib.contextmanager
@@ -151,6 +182,7 @@ def sandbox(
     *,
     support: tuple[Volume, ...] = (),
     env: dict[str, str] | None = None,
+    calls: HostCalls | None = None,
 ) -> Iterator[Launch]:
     """The command line that runs ``command`` in the image; a process that it becomes keeps the mount."""
     config = replace(load_config(), store=image.store)
@@ -165,4 +197,4 @@ def sandbox(
     # The grace time of an unused mount covers the gap between two tasks; an agent holds it while it lives.
     images = ImageStore(image.store, config.node_dir)
     with NodeMounts(config, images).mount(images.image(choice.digest)) as mounted:
-        yield build(spec, mounted, config, Host.observe(mounted))
+        yield (calls.build if calls else build)(spec, mounted, config, Host.observe(mounted))

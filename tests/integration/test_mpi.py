@@ -1,12 +1,14 @@
-"""Ranks of one srun step in an image, on nodes of a real Slurm: PMI-2, the machine's MPICH or the image's own."""
+"""Ranks in an image on nodes of a real Slurm, started by srun, by Parsl's MPIExecutor and by Snakemake."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,8 @@ seen = {
     "together": node.size,
     "users": os.readlink("/proc/self/ns/user"),
     "usr": os.stat("/usr").st_dev,
+    "mark": os.environ.get("MARK"),
+    "asked": [os.environ.get("GIVEN", ""), os.environ.get("EXPORTED", ""), "/by/setup" in os.environ["PATH"]],
 }
 everything = world.gather(seen)
 if world.rank == 0:
@@ -64,6 +68,15 @@ def libraries(slurm: Slurm) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def mpich(libraries: Path, push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image with mpi4py and an MPICH of its own."""
+    layers = [images.python_layer("mpi4py", name="numeric"), oci.Layer.of(*_tree(libraries, "opt/mpich"))]
+    env = ["LD_LIBRARY_PATH=/opt/mpich", "MPI4PY_MPIABI=mpich", "MARK=in the image"]
+    layout = tmp_path_factory.mktemp("mpich") / "layout"
+    return push(images.derive(images.image("numeric"), layout, layers, env=env), "test/mpich")
+
+
 def _tree(directory: Path, place: str) -> Iterator[oci.Entry]:
     for path in sorted(directory.rglob("*")):
         name = f"{place}/{path.relative_to(directory)}"
@@ -78,7 +91,12 @@ def _check(somebody: Account, image: str, **env: str) -> None:
     count = 2 * len(nodes)
     options = ("--mpi=pmi2", f"--nodelist={','.join(nodes)}", f"-n{count}", "--ntasks-per-node=2")
     done = somebody.run("srun", *options, "udi", "run", image, "--", "python3", str(script), **env)
-    ranks = json.loads(done.stdout.splitlines()[-1])
+    _check_ranks(json.loads(done.stdout.splitlines()[-1]), nodes)
+
+
+def _check_ranks(ranks: list[dict[str, Any]], nodes: Sequence[str]) -> None:
+    """Two ranks on each of these nodes, which have talked with each other."""
+    count = 2 * len(nodes)
     assert [rank["rank"] for rank in ranks] == list(range(count))
     assert {(rank["size"], rank["sum"], rank["large"]) for rank in ranks} == {
         (count, count * (count - 1) // 2, 4 << 20)
@@ -115,11 +133,62 @@ def test_an_image_gets_the_mpi_of_the_machine(
     _check(somebody, image, UDI_MODULES="mpich")
 
 
-def test_an_image_brings_its_own_mpi(
-    somebody: Account, libraries: Path, push: Callable[..., str], tmp_path: Path
-) -> None:
-    layers = [images.python_layer("mpi4py", name="numeric"), oci.Layer.of(*_tree(libraries, "opt/mpich"))]
-    env = ["LD_LIBRARY_PATH=/opt/mpich", "MPI4PY_MPIABI=mpich"]
-    image = push(images.derive(images.image("numeric"), tmp_path / "layout", layers, env=env), "test/mpich")
-    somebody.run("udi", "pull", "-q", image)
-    _check(somebody, image)
+def test_an_image_brings_its_own_mpi(somebody: Account, mpich: str) -> None:
+    somebody.run("udi", "pull", "-q", mpich)
+    _check(somebody, mpich)
+
+
+PARSL = """
+import json, sys
+import parsl
+from parsl import bash_app, python_app
+from parsl.config import Config
+from parsl.executors import MPIExecutor
+from parsl.launchers import SimpleLauncher
+from parsl.providers import SlurmProvider
+from udi_parsl import image, prefetch
+
+ranks = {"num_nodes": 2, "ranks_per_node": 2, "launcher_options": "--mpi=pmi2"}
+
+
+@image(sys.argv[1], env={"GIVEN": "by the decorator"}, setup="export PATH=/by/setup:$PATH")
+@bash_app
+def command(exported, stdout=None, parsl_resource_specification=None):
+    return f"export EXPORTED={exported}; $PARSL_MPI_PREFIX python3 ranks.py"
+
+
+@image(sys.argv[1])
+@python_app
+def function(parsl_resource_specification=None):
+    import os, subprocess
+
+    words = [*os.environ["PARSL_MPI_PREFIX"].split(), "python3", "ranks.py"]
+    return subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout.decode()
+
+
+if __name__ == "__main__":
+    prefetch(sys.argv[1])
+    provider = SlurmProvider(nodes_per_block=4, max_blocks=1, launcher=SimpleLauncher(), cmd_timeout=60)
+    with parsl.load(Config([MPIExecutor(provider=provider, mpi_launcher="srun", max_workers_per_block=2)])):
+        shells = [command(n, stdout=f"{n}.out", parsl_resource_specification=ranks) for n in range(2)]
+        python = function(parsl_resource_specification=ranks)
+        assert [each.result() for each in shells] == [0, 0]
+        outputs = [open(f"{number}.out").read() for number in range(2)]
+        print(json.dumps([json.loads(text.splitlines()[-1]) for text in [*outputs, python.result()]]))
+"""
+
+
+def test_mpi_executor_starts_ranks_in_the_image_of_its_task(slurm: Slurm, mpich: str) -> None:
+    with account(slurm) as somebody:
+        script = somebody.write("parsl_mpi.py", PARSL)
+        somebody.write("ranks.py", RANKS)
+        done = somebody.run(sys.executable, str(script), mpich)
+        tasks = json.loads(done.stdout.splitlines()[-1])
+        for number, ranks in enumerate(tasks):
+            _check_ranks(ranks, ranks_nodes := sorted({rank["node"] for rank in ranks}))
+            assert len(ranks_nodes) == 2
+            assert {rank["mark"] for rank in ranks} == {"in the image"}
+            expected = ["by the decorator", str(number), True] if number < 2 else ["", "", False]
+            assert all(rank["asked"] == expected for rank in ranks)
+        # Two tasks at once have nodes of their own.
+        assert {rank["node"] for ranks in tasks[:2] for rank in ranks} == set(slurm.nodes)

@@ -13,13 +13,13 @@ import struct
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from udi_core import _process, record
 from udi_core.agent import in_image
 from udi_core.errors import LaunchError
-from udi_core.sandbox import Launch
+from udi_core.sandbox import Launch, sourced
 from udi_core.volumes import Volume
 
 #: Where an image sees the agent, and pure-Python packages of the host that it may use.
@@ -71,11 +71,8 @@ class Agent:
         specification: dict[str, Any],
         arguments: Sequence[Any],
         directory: str,
-        variables: Mapping[str, str] | None = None,
     ) -> list[bytearray]:
         """Run a function; ``arguments`` are the parts of pickled ``(args, kwargs)``.  The parts of the answer.
-
-        ``variables`` are added to the agent's environment, and stay there.
 
         Waits in short polls, so that an exception that another thread throws into this one (Parsl's walltime)
         gets through; the agent must then be closed.
@@ -84,7 +81,7 @@ class Agent:
         sent = {"id": name, "magic": specification["magic"], "name": specification["name"]}
         if name not in self._functions:
             sent = specification
-        request = "call", sent, directory, self.protocol, variables
+        request = "call", sent, directory, self.protocol
         self._send([pickle.dumps(request, protocol=4), *arguments])
         self._functions.add(name)
         return self._receive()
@@ -96,14 +93,12 @@ class Agent:
         output: int,
         errors: int,
         timeout: float | None = None,
-        variables: Mapping[str, str] | None = None,
     ) -> int | None:
         """Run a program with these descriptors as its output; its status as in subprocess, or None at ``timeout``.
 
-        ``variables`` are for this program only.  At the time-out, and on any exception, the program and its
-        descendants are killed.
+        At the time-out, and on any exception, the program and its descendants are killed.
         """
-        self._send([pickle.dumps(("spawn", list(argv), directory, variables), protocol=4)])
+        self._send([pickle.dumps(("spawn", list(argv), directory), protocol=4)])
         descriptors = array.array("i", [output, errors])
         self._socket.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
         _, pid = pickle.loads(self._receive()[0])  # noqa: S301
@@ -302,14 +297,7 @@ def command(python: str, setup: str = "", shell: str = "") -> tuple[str, ...]:
     Raises:
         LaunchError: there is a ``setup``, and the image has no shell.
     """
-    start = (python, "-s", f"{DIRECTORY}/in_image.py")
-    if not setup:
-        return start
-    if not shell:
-        raise LaunchError(
-            "The image has no shell", "The task's setup needs one.", "Leave setup out, or use another image."
-        )
-    return (shell, "-c", f'{setup}\nexec "$@"', shell, *start)
+    return sourced(setup, shell, (python, "-s", f"{DIRECTORY}/in_image.py"))
 
 
 def support() -> tuple[tuple[Volume, ...], dict[str, str]]:

@@ -7,12 +7,11 @@ runs: a task that reads or prints must not disturb it.
 Frames, both ways: ``>I`` count of parts, ``>Q`` size of each, then the parts.  The first part is a pickle; further
 parts are its out-of-band buffers (PEP 574), which spares large arrays a copy on each side.
 
-Requests: ``("call", specification, directory, protocol, variables)``, followed by a recipe of what the arguments need
-(or an empty part) and by the pickled arguments, is answered by ``b"ok"`` and the pickled result (``b"plain"``
+Requests: ``("call", specification, directory, protocol)``, followed by a recipe of what the arguments need (or an empty
+part) and by the pickled arguments, is answered by ``b"ok"`` and the pickled result (``b"plain"``
 if that is a small value of a builtin type, which may be opened anywhere), or by ``("error", description)``.
-``("spawn", argv, directory, variables)``, followed by one byte that carries the descriptors of standard output and
-error (unix(7), SCM_RIGHTS), is answered twice: ``("started", pid)`` and ``("ended", status)``.  ``variables`` of the
-environment are this task's own; None if it has none.
+``("spawn", argv, directory)``, followed by one byte that carries the descriptors of standard output and
+error (unix(7), SCM_RIGHTS), is answered twice: ``("started", pid)`` and ``("ended", status)``.
 """
 
 import importlib
@@ -250,12 +249,10 @@ def _pickled(value: "Any") -> "bytes | None":
 
 def call(request: "Any", parts: "Sequence[Any]", python: str) -> "list[Any]":
     """Run a function; the parts of the answer.  The arguments are unpickled only after the function is there."""
-    _, spec, directory, protocol, variables = request
+    _, spec, directory, protocol = request
     workshop = None
     try:
         _change_directory(directory)
-        if variables:
-            os.environ.update(variables)
         function = load_function(spec)
         workshop = _workshops.get(spec["id"])
         args, kwargs = _arguments(parts, workshop)
@@ -332,15 +329,13 @@ def spawn(request: "Any", requests: int, environ: "dict[str, str]") -> int:
     """
     import socket
 
-    _, argv, directory, variables = request
+    _, argv, directory = request
     connection = socket.socket(fileno=requests)
     try:
         _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(2 * struct.calcsize("i")))
     finally:
         connection.detach()
     output, errors = struct.unpack("ii", ancillary[0][2])
-    if variables:
-        environ = dict(environ, **variables)
     try:
         _change_directory(directory)
         if hasattr(os, "posix_spawnp"):

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 #: When this command was given, as nearly as Python can tell.
 BEGAN = time.time()
-#: What starts this program on another node.
-PROGRAM = (sys.executable, "-P", "-m", "udi_core")
 
 # Read by hand, since a task waits for them.
 _HOT = ("run", "shell")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import os
 import re
 import signal
@@ -12,16 +11,17 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from udi_core.batch import Job, directives, interpreter, prepared, recorded
-from udi_core.cli import BEGAN, PROGRAM
+from udi_core.batch import VARIABLE, Job, directives, interpreter, prepared, recorded
+from udi_core.cli import BEGAN
 from udi_core.cli.run import read_env_file
 from udi_core.config import Config, load_config
 from udi_core.errors import ImageAbsent, LaunchError, PolicyError, ToolMissing, UdiError, UsageError
-from udi_core.host_calls import HostCalls
 from udi_core.mixed import for_this_node, pull_for_nodes, stored_for_nodes
 from udi_core.mount import NodeMounts
 from udi_core.node_kind import parse_kinds
-from udi_core.sandbox import Host, Launch, LaunchSpec, build, execute
+from udi_core.programs import PROGRAM
+from udi_core.ranks import calls_for_ranks
+from udi_core.sandbox import Host, Launch, LaunchSpec, build, execute, sourced
 from udi_core.slurm import options_with_value, program_at
 from udi_core.store import ImageStore, StoredImage
 from udi_core.volumes import Volume
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 #: Options of ``#UDI`` lines, and of ``udi sbatch`` before the script; each takes a value.
 OPTIONS = ("image", "volume", "env", "env-file", "workdir", "interpreter")
-#: Variable by which the steps of a job learn what its batch script runs in.
-VARIABLE = "UDI_JOB"
 _PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -98,7 +96,6 @@ def batch(arguments: argparse.Namespace) -> int:
         ) from error
     config = load_config()
     job = recorded(text) or _job_of(text, config)
-    os.environ[VARIABLE] = job.encode()
     image = _image(job)
     command = (*(job.interpreter or (image.shell or "/bin/sh",)), path, *rest)
     # Slurm keeps its copy of the script where only this job needs to look.
@@ -108,7 +105,7 @@ def batch(arguments: argparse.Namespace) -> int:
     host = Host.observe(mounted)
     with contextlib.ExitStack() as stack:
         try:
-            calls = stack.enter_context(HostCalls(config, rewrite=_in_image))
+            calls = stack.enter_context(calls_for_ranks(config, job))
             launch = calls.build(spec, mounted, config, host)
         except (PolicyError, ToolMissing, LaunchError):
             stack.close()
@@ -118,7 +115,7 @@ def batch(arguments: argparse.Namespace) -> int:
 
 
 def step(arguments: argparse.Namespace) -> NoReturn:
-    """Become a program in the image of the job's batch script: ``srun udi step PROGRAM``."""
+    """Become a program in the image of the task that called srun: ``srun udi step PROGRAM``."""
     words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
     if not os.environ.get(VARIABLE):
         raise UsageError(
@@ -127,8 +124,10 @@ def step(arguments: argparse.Namespace) -> NoReturn:
     if not words:
         raise UsageError("No program was given", "", "Write: srun udi step PROGRAM [ARGUMENT…]")
     config, job = load_config(), Job.decode(os.environ[VARIABLE])
-    mounted = NodeMounts(config, ImageStore(job.store)).mount(_image(job))
-    execute(build(_spec(job, tuple(words)), mounted, config, Host.observe(mounted)), BEGAN)
+    image = _image(job)
+    mounted = NodeMounts(config, ImageStore(job.store)).mount(image)
+    spec = _spec(job, sourced(job.setup, image.shell, tuple(words)))
+    execute(build(spec, mounted, config, Host.observe(mounted)), BEGAN)
 
 
 def split_options(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -219,27 +218,9 @@ def _spec(job: Job, command: tuple[str, ...], support: tuple[Volume, ...] = ()) 
         env={name: value for name, _, value in (each.partition("=") for each in said.env)},
         env_file={name: value for path in said.env_file for name, value in read_env_file(path).items()},
         workdir=said.workdir,
-        by="batch",
+        by=job.by,
         support=support,
     )
-
-
-def _in_image(name: str, argv: list[str]) -> list[str]:
-    """What is started for a script that calls srun: the same, with its program in the job's image."""
-    if name != "srun":
-        return argv
-    at = 1 + program_at(argv[1:], _srun_options(argv[0]))
-    # With --multi-prog the word is a file that names programs; udi itself is the node's.
-    if at >= len(argv) or os.path.basename(argv[at]) == "udi" or "--multi-prog" in argv[:at]:
-        return argv
-    return [*argv[:at], *PROGRAM, "step", *argv[at:]]
-
-
-@functools.cache
-def _srun_options(program: str) -> dict[str, bool]:
-    from udi_core import _process
-
-    return options_with_value(_process.run([program, "--help"]).stdout.decode(errors="replace"))
 
 
 def _run(launch: Launch) -> int:

@@ -69,7 +69,7 @@ def node(arguments: argparse.Namespace) -> int:
 def _broadcast(arguments: argparse.Namespace, config: Config) -> None:
     """Send all images, those for other kinds of nodes too: which nodes the job has, only they know."""
     from udi_core.broadcast import broadcast
-    from udi_core.cli import PROGRAM
+    from udi_core.programs import PROGRAM
 
     for text in arguments.references:
         with lazy_progress() as progress:

@@ -298,7 +298,7 @@ def called(function: Any, *arguments: Any) -> Any:
     parts = pack_arguments((arguments, {}), specification, same=False, protocol=4)
     hidden = sys.modules.pop(__name__)
     try:
-        answer = in_image.call(("call", specification, "", 4, None), parts, "3.6")
+        answer = in_image.call(("call", specification, "", 4), parts, "3.6")
     finally:
         sys.modules[__name__] = hidden
     return unpack(answer[1:]) if answer[0] in (b"ok", b"plain") else pickle.loads(answer[0])

@@ -44,8 +44,8 @@ def own() -> Iterator[Agent]:
         yield started
 
 
-def call(agent: Agent, function: Any, *args: Any, variables: dict[str, str] | None = None) -> Any:
-    answer = agent.call(specify(function), [b"", *pack((args, {}), pickle, min(5, agent.protocol))], "/", variables)
+def call(agent: Agent, function: Any, *args: Any) -> Any:
+    answer = agent.call(specify(function), [b"", *pack((args, {}), pickle, min(5, agent.protocol))], "/")
     if answer[0] in (b"ok", b"plain"):
         return unpack(answer[1:])
     kind, described = pickle.loads(answer[0])
@@ -149,18 +149,6 @@ def test_prints_and_reads_of_a_task_do_not_disturb(agent: Agent, capfd: pytest.C
 
     assert call(agent, talk) == ""
     assert call(agent, add, 1, 1) == 2
-
-
-def test_variables_of_a_task(agent: Agent, tmp_path: Path) -> None:
-    def look() -> Any:
-        import os
-
-        return os.environ.get("PARSL_NUM_RANKS")
-
-    assert call(agent, look) is None
-    assert call(agent, look, variables={"PARSL_NUM_RANKS": "4"}) == "4"
-    assert spawned(agent, "echo ${PARSL_NUM_RANKS-none}", tmp_path, variables={"PARSL_NUM_RANKS": "2"}) == (0, "2\n")
-    assert spawned(agent, "echo ${PARSL_NUM_RANKS-none}", tmp_path) == (0, "none\n")
 
 
 def spawned(agent: Agent, command: str, directory: Path, **options: Any) -> tuple[int | None, str]:
