@@ -10,12 +10,16 @@ import os
 import stat
 import zlib
 
+from udi_core.contexts import suppress
+from udi_core.errors import MountError
+from udi_core.node_files import remove_tree
 from udi_core.tree import DiskTree, resolve
 
 #: Files of the node that take the place of the image's.
 HOST_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/etc/localtime")
 _WATCHED = ("/etc/passwd", "/etc/group", *HOST_FILES)
-_LARGEST = 64 << 20  # bytes
+# What no configuration reaches: node-local directories are often in memory, and images come from anybody.
+_MOST_BYTES, _MOST_ENTRIES = 256 << 20, 100_000
 
 
 def key(home: str) -> str:
@@ -35,25 +39,28 @@ def prepare(image_root: str, target: str, home: str) -> None:
     """Make the copy at ``target``: atomic (a rename), and harmless where another process was faster.
 
     Raises:
+        MountError: the image's ``/etc`` is no configuration: it holds too much.
         OSError: the disk is full, or the image cannot be read.
     """
     temporary = f"{target}.{os.getpid()}"
-    os.mkdir(temporary, 0o755)
-    _copy_tree(image_root + _inside(image_root, "/etc"), temporary)
-    for path in HOST_FILES:
-        _copy_host_file(path, temporary)
-    _localtime(image_root, temporary)
-    _rewrite(temporary, "passwd", _passwd(_lines(temporary, "passwd"), home, image_root))
-    _rewrite(temporary, "group", _group(_lines(temporary, "group")))
-    _rewrite(temporary, "nsswitch.conf", _nsswitch(_lines(temporary, "nsswitch.conf")))
+    remove_tree(temporary)  # of a process that had this number before, and was killed
     try:
-        os.rename(temporary, target)
-    except OSError:
-        if not os.path.isdir(target):
-            raise
-        from udi_core.backends.extract import remove
-
-        remove(temporary)
+        os.mkdir(temporary, 0o755)
+        _copy_tree(image_root + _inside(image_root, "/etc"), temporary)
+        for path in HOST_FILES:
+            _copy_host_file(path, temporary)
+        _localtime(image_root, temporary)
+        _rewrite(temporary, "passwd", _passwd(_lines(temporary, "passwd"), home, image_root))
+        _rewrite(temporary, "group", _group(_lines(temporary, "group")))
+        _rewrite(temporary, "nsswitch.conf", _nsswitch(_lines(temporary, "nsswitch.conf")))
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if not os.path.isdir(target):
+                raise
+    finally:
+        with suppress(OSError):
+            remove_tree(temporary)
 
 
 def _inside(image_root: str, path: str) -> str:
@@ -61,27 +68,50 @@ def _inside(image_root: str, path: str) -> str:
 
 
 def _copy_tree(source: str, target: str) -> None:
-    try:
-        entries = list(os.scandir(source))
-    except OSError:
-        return  # no /etc, or a directory that the caller may not read: it is empty for the task too
-    for entry in entries:
-        copy = os.path.join(target, entry.name)
-        status = entry.stat(follow_symlinks=False)
-        if entry.is_symlink():
-            os.symlink(os.readlink(entry.path), copy)
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            os.mkdir(copy)
-            _copy_tree(entry.path, copy)
-        elif entry.is_file(follow_symlinks=False) and status.st_size <= _LARGEST:
-            _write(copy, _read(entry.path))
-        else:
-            continue  # a socket, a pipe or a device; or so large that it is no configuration
+    copied: list[tuple[str, os.stat_result]] = []
+    waiting = [(source, target)]
+    size = 0
+    while waiting:
+        here, there = waiting.pop()
+        for entry in _entries(here):
+            copy = os.path.join(there, entry.name)
+            status = entry.stat(follow_symlinks=False)
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), copy)
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                os.mkdir(copy)
+                waiting.append((entry.path, copy))
+            elif entry.is_file(follow_symlinks=False):
+                size += status.st_size
+                _check_amount(len(copied), size)
+                _write(copy, _read(entry.path))
+            else:
+                continue  # a socket, a pipe or a device
+            copied.append((copy, status))
+            _check_amount(len(copied), size)
+    # What is in a directory first: its own mode may forbid to write there, and its time is that of the last write.
+    for copy, status in reversed(copied):
         if os.geteuid() == 0:
             os.chown(copy, status.st_uid, status.st_gid)
         os.chmod(copy, stat.S_IMODE(status.st_mode) & 0o777)
         os.utime(copy, ns=(status.st_mtime_ns, status.st_mtime_ns))
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    try:
+        return list(os.scandir(directory))
+    except OSError:
+        return []  # no /etc, or a directory that the caller may not read: it is empty for the task too
+
+
+def _check_amount(entries: int, size: int) -> None:
+    if entries > _MOST_ENTRIES or size > _MOST_BYTES:
+        raise MountError(
+            "The image's /etc is too large to be copied",
+            f"It holds more than {_MOST_ENTRIES} files or {_MOST_BYTES >> 20} MiB.",
+            "Have the image built anew, with its data elsewhere.",
+        )
 
 
 def _copy_host_file(path: str, directory: str) -> None:
@@ -93,7 +123,7 @@ def _localtime(image_root: str, directory: str) -> None:
     # Programs that want the zone's name read the link, which is of use only if the image has that zone.
     zone, link = os.path.realpath("/etc/localtime"), os.path.join(directory, "localtime")
     if zone.startswith("/usr/share/zoneinfo/") and os.path.isfile(image_root + _inside(image_root, zone)):
-        os.unlink(link)
+        _clear(link)
         os.symlink(zone, link)
     _copy_host_file("/etc/timezone", directory)
 
@@ -168,9 +198,15 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str, data: bytes) -> None:
-    # A link of the image must not be followed: it points into the node's file system from here.
-    if os.path.lexists(path):
-        os.unlink(path)
+    _clear(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with open(fd, "wb") as file:
         file.write(data)
+
+
+def _clear(path: str) -> None:
+    """Make way for a file.  A link of the image must not be followed: it leads into the node's file system from here."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        remove_tree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)

@@ -271,9 +271,15 @@ class NodeMounts:
                         etc_files.prepare(view, etc, home)
             server = state.pid if state.backend == "namespace" else 0
             return MountedImage(image, state.root, _join(state), fds[0], state.backend, etc, view, fds, server)
-        except BaseException:
+        except BaseException as error:
             for fd in fds:
                 os.close(fd)
+            if isinstance(error, OSError):
+                raise MountError(
+                    f"The /etc of tasks cannot be made in {self._config.node_dir}",
+                    error.strerror or str(error),
+                    "Make room there, or set UDI_NODE_DIR to a node-local directory that has some.",
+                ) from error
             raise
 
     def _shared(self, image: StoredImage) -> tuple[MountState, int] | None:
@@ -540,11 +546,9 @@ class _Slot:
             os.close(lease)
 
     def _remove(self) -> None:
-        from udi_core.backends.extract import remove
-
         for name in _listdir(self.directory):
             if name.startswith("etc-"):
-                remove(os.path.join(self.directory, name))
+                node_files.remove_tree(os.path.join(self.directory, name))
         for path in (self.place.log, self.place.lease, self.place.lock):
             with suppress(FileNotFoundError):
                 os.unlink(path)

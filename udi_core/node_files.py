@@ -66,6 +66,29 @@ def forget(near: str) -> None:
         return
 
 
+def remove_tree(path: str) -> None:
+    """Remove a directory and all that is in it, also where its owner may not write.  Idempotent.
+
+    However deep it is: an image may hold directories in directories as far as a path reaches, and the standard
+    library's ways go no deeper than Python's stack.
+    """
+    if not os.path.lexists(path):
+        return
+    waiting, found = [path], []
+    while waiting:
+        directory = waiting.pop()
+        found.append(directory)
+        os.chmod(directory, 0o700)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    os.unlink(entry.path)
+    for directory in reversed(found):
+        os.rmdir(directory)
+
+
 def _read(path: str) -> tuple[bytes, os.stat_result]:
     with open(path, "rb") as file:
         return file.read(), os.fstat(file.fileno())

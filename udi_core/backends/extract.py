@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from udi_core import _process
 from udi_core.backends import Held, Place
 from udi_core.errors import MountError
+from udi_core.node_files import remove_tree
 
 if TYPE_CHECKING:
     from udi_core.config import Config
@@ -23,7 +23,7 @@ def mount(squashfs: str, place: Place, config: Config) -> Held:
     """See :class:`udi_core.backends.Backend`."""
     unsquashfs = _process.require_tool("unsquashfs", reason="unpack images where nothing can be mounted")
     temporary = place.root + ".part"
-    remove(temporary)
+    remove_tree(temporary)
     try:
         done = _process.run([unsquashfs, "-no-progress", "-no-xattrs", "-d", temporary, squashfs], check=False)
         # Status 2 and a message for each: an ordinary user can neither make devices nor give files away.  A file
@@ -39,23 +39,10 @@ def mount(squashfs: str, place: Place, config: Config) -> Held:
         os.rmdir(place.root)
         os.rename(temporary, place.root)
     finally:
-        remove(temporary)
+        remove_tree(temporary)
     return Held()
 
 
 def unmount(held: Held, place: Place) -> None:
     """See :class:`udi_core.backends.Backend`."""
-    remove(place.root)
-
-
-def remove(path: str) -> None:
-    """Remove a tree, also below directories that their owner may not write to.  Idempotent."""
-    if not os.path.lexists(path):
-        return
-    os.chmod(path, 0o700)
-    for directory, names, _ in os.walk(path):
-        for name in names:
-            child = os.path.join(directory, name)
-            if not os.path.islink(child):
-                os.chmod(child, 0o700)
-    shutil.rmtree(path)
+    remove_tree(place.root)

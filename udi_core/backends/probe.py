@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from udi_core.backends import Place, load
-from udi_core.backends.extract import remove
 from udi_core.errors import UdiError
+from udi_core.node_files import remove_tree
 
 if TYPE_CHECKING:
     from udi_core.config import Config
@@ -34,7 +34,7 @@ def probe(config: Config) -> Iterator[tuple[str, str, str]]:
         for name in config.backends:
             yield (name, *_try(name, squashfs, os.path.join(directory, name), config))
     finally:
-        remove(directory)
+        remove_tree(directory)
 
 
 def _try(name: str, squashfs: str, directory: str, config: Config) -> tuple[str, str]:

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
             _silence(1)
             _report(OutputLost("The output cannot be written", error.strerror or str(error), "Make room."), False)
-            return OutputLost.exit_code
+            return 125 if command in _RUNNERS else OutputLost.exit_code
         if os.environ.get("UDI_DEBUG"):
             raise
         _report(

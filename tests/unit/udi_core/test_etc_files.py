@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from udi_core import etc_files
-from udi_core.backends.extract import remove
+from udi_core.errors import MountError
+from udi_core.node_files import remove_tree
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_special_files_and_closed_directories(image: Path) -> None:
     copy = prepared(image)
     assert not (copy / "fifo").exists()
     assert (copy / "private").is_dir()
-    remove(str(copy))
+    remove_tree(str(copy))
     assert not copy.exists()
 
 
@@ -115,3 +116,48 @@ def test_making_it_twice_is_harmless(image: Path) -> None:
     prepared(image)
     assert (copy / "mark").exists()
     assert sorted(path.name for path in image.parent.iterdir()) == ["copy", "image"]
+
+
+def test_directories_where_files_should_be(image: Path) -> None:
+    names = ("passwd", "group", "hosts", "hostname", "resolv.conf", "localtime", "nsswitch.conf", "timezone")
+    for name in names:
+        (image / "etc" / name).unlink(missing_ok=True)
+        (image / "etc" / name / "inside").mkdir(parents=True)
+    copy = prepared(image)
+    assert (copy / "passwd").is_file() and (copy / "group").is_file()
+
+
+def test_directories_deeper_than_python_s_stack(image: Path) -> None:
+    deepest = str(image / "etc") + "/d" * 1100
+    for end in range(len(str(image / "etc")), len(deepest) + 1, 200):  # makedirs itself recurses
+        os.makedirs(deepest[:end], exist_ok=True)
+    Path(deepest[:-2], "file").write_text("deep")
+    copy = prepared(image)
+    assert Path(str(copy) + "/d" * 1099, "file").read_text() == "deep"
+    for each in (copy, image):
+        remove_tree(str(each))
+        assert not each.exists()
+
+
+@pytest.mark.parametrize("limit", ["_MOST_BYTES", "_MOST_ENTRIES"])
+def test_an_etc_that_is_no_configuration(image: Path, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etc_files, limit, 3)
+    with pytest.raises(MountError, match="too large"):
+        prepared(image)
+    assert [path.name for path in image.parent.iterdir()] == ["image"]
+
+
+def test_what_a_killed_process_left_is_made_anew(image: Path) -> None:
+    left = image.parent / f"copy.{os.getpid()}"
+    left.mkdir()
+    (left / "half").write_text("")
+    assert not (prepared(image) / "half").exists()
+    assert not left.exists()
+
+
+def test_a_zone_that_only_the_image_has(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (image / "usr/share/zoneinfo").mkdir(parents=True)
+    (image / "usr/share/zoneinfo/Nowhere").write_text("zone")
+    monkeypatch.setattr(os.path, "realpath", lambda path: "/usr/share/zoneinfo/Nowhere")
+    monkeypatch.setattr(etc_files, "HOST_FILES", ())
+    assert os.readlink(prepared(image) / "localtime") == "/usr/share/zoneinfo/Nowhere"
