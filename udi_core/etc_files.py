@@ -205,7 +205,7 @@ def _write(path: str, data: bytes) -> None:
 
 
 def _clear(path: str) -> None:
-    """Make way for a file.  A link of the image must not be followed: it leads into the node's file system from here."""
+    """Make way for a file.  A link of the image is not followed: it leads into the node's file system from here."""
     if os.path.isdir(path) and not os.path.islink(path):
         remove_tree(path)
     elif os.path.lexists(path):
