@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,7 @@ from tests.support.workflows import Workflow, front
 pytest.importorskip("snakemake")
 pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "docker-registry")
 
-
-@pytest.fixture(scope="module")
-def env() -> Iterator[dict[str, str]]:
-    with workflows.environment() as environment:
-        yield environment
+env = workflows.module_environment
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,7 @@ CLONE = Path(__file__).resolve().parents[2]
 PLUGIN = CLONE / "snakemake_plugin" / "snakemake-software-deployment-plugin-udi"
 TESTS = CLONE / "tests" / "support" / "deployment_plugin.py"
 
-
-@pytest.fixture(scope="module")
-def env() -> Iterator[dict[str, str]]:
-    with workflows.environment() as environment:
-        yield environment
+env = workflows.module_environment
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,11 +35,7 @@ case "$1 $2" in
 esac
 """
 
-
-@pytest.fixture(scope="module")
-def env() -> Iterator[dict[str, str]]:
-    with workflows.environment() as environment:
-        yield environment
+env = workflows.module_environment
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +149,54 @@ def test_conda_environments_are_made_and_used_in_the_image(workflow: Workflow, i
     host = workflow.write(CONDA, "host/conda", 0o755).parent
     workflow.run("--sdm", "conda", "apptainer", PATH=f"{host}:{workflow.env['PATH']}")
     assert workflow.read("a.txt") == "fitted by fit=2.1\nthe image's file\n"
+
+
+def test_scripts_in_r(workflow: Workflow, push: Callable[..., str], tmp_path: Path) -> None:
+    layer = oci.Layer.of(oci.directory("opt"), oci.file("opt/marker", "the image's file\n"))
+    layout = images.derive(images.image("r"), tmp_path / "layout", [layer])
+    image = "docker://" + push(layout, "snakemake/r").removeprefix("docker:")
+    workflow.write(
+        f"""
+        container: "{image}"
+        rule good:
+            input: table="in.csv"
+            output: "{{name,good}}.txt"
+            params: scale=2.5, names=["x", "y"]
+            log: "logs/{{name}}.log"
+            threads: 2
+            script: "scripts/good.R"
+        rule bad:
+            output: "bad.txt"
+            script: "scripts/bad.R"
+        """
+    )
+    workflow.write("x,y\n1,2\n3,6\n", "in.csv")
+    workflow.write("scaled <- function(values) values * snakemake@params[['scale']]\n", "scripts/helper.R")
+    workflow.write(
+        """
+        snakemake@source("helper.R")
+        table <- read.csv(snakemake@input[["table"]])
+        values <- sapply(snakemake@params[["names"]], function(name) sd(scaled(table[[name]])))
+        said <- c(snakemake@rule, snakemake@wildcards[["name"]], snakemake@threads, snakemake@config[["who"]])
+        log <- file(snakemake@log[[1]], open = "wt")
+        sink(log, type = "message")
+        message("written by R")
+        libraries <- Sys.getenv("R_LIBS", "none of the host's")
+        lines <- c(paste(said, collapse = " "), round(values, 3), readLines("/opt/marker"), libraries)
+        writeLines(lines, snakemake@output[[1]])
+        """,
+        "scripts/good.R",
+    )
+    workflow.write('file.create(snakemake@output[[1]])\nstop("there is no column ", "z")\n', "scripts/bad.R")
+    workflow.run("good.txt", "--config", "who=me", R_LIBS="/usr/lib/R/of-the-host")
+    lines = workflow.read("good.txt").splitlines()
+    assert lines == ["good good 2 me", "3.536", "7.071", "the image's file", "none of the host's"]
+    assert workflow.read("logs/good.log") == "written by R\n"
+    done = workflow.run("bad.txt", check=False)
+    assert done.returncode == 1
+    assert "there is no column z" in done.stdout
+    assert "Execution halted" in done.stdout
+    assert not (workflow.directory / "bad.txt").exists()
 
 
 def test_notebooks_are_executed_by_the_images_jupyter(

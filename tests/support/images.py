@@ -4,8 +4,8 @@
 without ever belonging to root.  Finished images are kept under ``.cache/images`` of the clone (or
 ``$UDI_TEST_CACHE``), under a name that changes with the recipe and with this file.
 
-Layers of an image with Python, lowest first: the system, Python, and what package scripts would have made (the
-loader's cache, compiled modules, users) with whiteouts of the documentation, as ``RUN rm -rf`` leaves behind.
+Layers of an image, lowest first: the system, further packages (Python, R), and what package scripts would have made
+(the loader's cache, compiled modules, users) with whiteouts of the documentation, as ``RUN rm -rf`` leaves behind.
 """
 
 from __future__ import annotations
@@ -38,26 +38,41 @@ _MERGED = ("bin", "lib", "lib64", "sbin")
 _HIDDEN = ("usr/share/doc", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man")
 _SYSTEM = ("base-files", "base-passwd", "bash", "coreutils", "dash", "grep", "hostname", "libc-bin", "sed")
 _APPLETS = ("sh", "cat", "echo", "env", "false", "id", "ls", "mkdir", "pwd", "sleep", "test", "touch", "true")
+# What update-alternatives would have chosen, where the package is there.
+_ALTERNATIVES = {
+    "usr/bin/which": "which.debianutils",
+    "usr/lib/x86_64-linux-gnu/libblas.so.3": "blas/libblas.so.3",
+    "usr/lib/x86_64-linux-gnu/liblapack.so.3": "lapack/liblapack.so.3",
+}
 # Hashes in place of times: the compiled modules stay valid whatever a layer says of mtimes.
 _COMPILE = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What an image is made of; two equal recipes give the same image."""
+    """What an image is made of; two equal recipes give the same image.
+
+    Packages come with all that they depend on, those in ``alone`` come without.
+    """
 
     suite: str
     system: tuple[str, ...] = _SYSTEM
-    python: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
     merged_usr: bool = True
 
 
+# r-base-core depends on pango, Tk, curl and 80 more, for graphics and downloads; scripts need these.
+_R_NEEDS = ("debianutils", "libblas3", "libbz2-1.0", "libgfortran5", "libgomp1", "libicu72", "liblapack3", "liblzma5")
+_R_NEEDS += ("libpcre2-8-0", "libreadline8", "libtirpc3", "zlib1g")
+
 RECIPES = {
-    "base": Recipe(suite="bookworm", python=("python3",)),
-    "numeric": Recipe(suite="bookworm", python=("python3", "libstdc++6", "libgomp1")),
-    "trixie": Recipe(suite="trixie", python=("python3",)),
-    "bullseye": Recipe(suite="bullseye", python=("python3",)),
+    "base": Recipe(suite="bookworm", packages=("python3",)),
+    "numeric": Recipe(suite="bookworm", packages=("python3", "libstdc++6", "libgomp1")),
+    "trixie": Recipe(suite="trixie", packages=("python3",)),
+    "bullseye": Recipe(suite="bullseye", packages=("python3",)),
     "nopython": Recipe(suite="bookworm"),
+    "r": Recipe(suite="bookworm", packages=_R_NEEDS, alone=("r-base-core",)),
     "tiny": Recipe(suite="bookworm", system=("busybox-static",), merged_usr=False),
 }
 
@@ -157,14 +172,16 @@ def _locked(path: Path) -> Iterator[None]:
 def _build(name: str, recipe: Recipe, work: Path) -> None:
     apt = _Apt(cache_dir() / "apt" / recipe.suite, recipe.suite)
     system = apt.download(recipe.system)
-    python = [each for each in apt.download((*recipe.system, *recipe.python)) if each not in system]
+    more = [each for each in apt.download((*recipe.system, *recipe.packages)) if each not in system]
+    if recipe.alone:
+        more += apt.download(recipe.alone, dependencies=False)
     root, layout = work / "root", oci.Layout(work / "layout")
     if name == "tiny":
         layers = [oci.Layer(data=oci.tar(_tiny_entries(system)))]
     else:
         layers = [oci.Layer(data=oci.tar(_system_entries(system, recipe.merged_usr)))]
-        if python:
-            layers.append(oci.Layer(data=oci.tar(_package_entries(python, recipe.merged_usr))))
+        if more:
+            layers.append(oci.Layer(data=oci.tar(_package_entries(more, recipe.merged_usr))))
         for number, layer in enumerate(layers):
             (work / f"{number}.tar").write_bytes(layer.data)
         unpack([work / f"{number}.tar" for number in range(len(layers))], root)
@@ -185,20 +202,23 @@ class _Apt:
 
     directory: Path
     suite: str
+    updated: bool = False
 
-    def download(self, packages: Sequence[str]) -> list[Path]:
-        """Package files of ``packages`` and all that they depend on, in apt's order."""
-        (self.directory / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-        (self.directory / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-        (self.directory / "none" / "partial").mkdir(parents=True, exist_ok=True)
+    def download(self, packages: Sequence[str], *, dependencies: bool = True) -> list[Path]:
+        """Package files of ``packages``, and of all that they depend on unless told otherwise, in apt's order."""
+        for each in ("lists", "archives", "none"):
+            (self.directory / each / "partial").mkdir(parents=True, exist_ok=True)
         (self.directory / "status").touch()
+        command = ("install", "--download-only") if dependencies else ("download",)
         with _locked(self.directory / "lock"):
-            signed = f"[signed-by={_KEYRING}] " if os.path.exists(_KEYRING) else ""
-            (self.directory / "sources.list").write_text(f"deb {signed}{MIRROR} {self.suite} main\n")
-            self._run("update")
+            if not self.updated:
+                signed = f"[signed-by={_KEYRING}] " if os.path.exists(_KEYRING) else ""
+                (self.directory / "sources.list").write_text(f"deb {signed}{MIRROR} {self.suite} main\n")
+                self._run("update")
+                self.updated = True
             # Files that are already in the archive directory are not listed: list with an empty one.
-            listed = self._run("install", "--print-uris", *packages, archives="none")
-            self._run("install", "--download-only", *packages)
+            listed = self._run(*command, "--print-uris", *packages, archives="none")
+            self._run(*command, *packages)
         names = [line.split("'")[1].rsplit("/", 1)[1] for line in listed.splitlines() if line.startswith("'")]
         files = [line.split()[1] for line in listed.splitlines() if line.startswith("'")]
         found = [self.directory / "archives" / file for file in files]
@@ -229,7 +249,9 @@ class _Apt:
         }
         program = _process.require_tool("apt-get", reason="download the packages of test images")
         argv = [program, "-qq", "-y", *(f"-o{key}={value}" for key, value in options.items()), *arguments]
-        return _process.run(argv, env={**os.environ, "LC_ALL": "C"}).stdout.decode()
+        # `download` puts files into the working directory.
+        here = str(self.directory / archives)
+        return _process.run(argv, env={**os.environ, "LC_ALL": "C"}, cwd=here).stdout.decode()
 
 
 def _package_entries(packages: Iterable[Path], merged_usr: bool) -> Iterator[oci.Entry]:
@@ -293,6 +315,11 @@ def unpack(layers: Iterable[Path], root: Path) -> None:
 def _finish(root: Path) -> Iterator[oci.Entry]:
     """What package scripts would have left, made by the image's own programs; and whiteouts."""
     before = {path for path, _ in _walk(root)}
+    for name, target in _ALTERNATIVES.items():
+        if (root / name).parent.joinpath(target).exists():
+            (root / name).symlink_to(target)
+    if (root / "etc/R").is_dir():
+        shutil.copy(root / "usr/lib/R/etc/Renviron.ucf", root / "etc/R/Renviron")
     _inside(root, "ldconfig")
     python = shutil.which("python3", path=str(root / "usr/bin"))
     if python:

@@ -6,15 +6,16 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
 from udi_snakemake.activation import front_directory, without_fronts
 
-from tests.support import images, oci, user
+from tests.support import images, oci
+from tests.support.environment import own_environment
 
 
 def workflow_layers() -> list[oci.Layer]:
@@ -31,23 +32,18 @@ def workflow_layers() -> list[oci.Layer]:
 
 @contextlib.contextmanager
 def environment() -> Iterator[dict[str, str]]:
-    """The fixture ``udi_env`` for a whole module: what one test pulled and mounted, the next finds."""
-    directory = tempfile.mkdtemp(prefix="udi-test-")
-    os.mkdir(os.path.join(directory, "home"))
-    dropped = ("UDI_", "XDG_", "SLURM_", "APPTAINER", "SINGULARITY", "SNAKEMAKE")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
-    env |= {
-        "HOME": os.path.join(directory, "home"),
-        "PATH": f"{os.path.dirname(sys.executable)}:{without_fronts(env.get('PATH', ''))}",
-        "XDG_RUNTIME_DIR": directory,
-        "UDI_STORE": os.path.join(directory, "store"),
-        "UDI_NODE_DIR": os.path.join(directory, "node"),
-        **{name: os.environ[name] for name in ("UDI_SITE_CONFIG", "UDI_CONFIG") if name in os.environ},
-    }
-    try:
+    """The environment of ``udi_env``, with a runtime directory of its own and no other front, container or workflow."""
+    with own_environment() as env:
+        dropped = ("APPTAINER", "SINGULARITY", "SNAKEMAKE")
+        kept = {key: value for key, value in env.items() if not key.startswith(dropped)}
+        yield {**kept, "PATH": without_fronts(env["PATH"]), "XDG_RUNTIME_DIR": os.path.dirname(env["HOME"])}
+
+
+@pytest.fixture(scope="module")
+def module_environment() -> Iterator[dict[str, str]]:
+    """``env = workflows.module_environment``: what one test of a module pulled and mounted, the next finds."""
+    with environment() as env:
         yield env
-    finally:
-        user.clean_up(directory)
 
 
 def push_workflow_image(push: Callable[..., str], path: Path, repository: str, name: str = "base") -> str:
