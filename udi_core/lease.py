@@ -82,19 +82,24 @@ class Lease:
 
 
 def acquire(path: str) -> Lease | None:
-    """Take a lease if it is free; None if somebody holds it."""
+    """Take a lease if it is free; None if somebody holds it.
+
+    Raises:
+        OSError: no file can be made there, or no hard link.
+    """
     token = f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}:{time.time_ns()}"
     private = f"{path}.{hashlib.sha256(token.encode()).hexdigest()[:16]}"
-    with open(private, "w") as file:
-        file.write(_contents(token, 0, ""))
     try:
+        with open(private, "w") as file:
+            file.write(_contents(token, 0, ""))
         os.link(private, path)
     except FileExistsError:
         # The reply of an NFS server may be lost and the call repeated: a second link tells (open(2), NOTES).
         if os.stat(private).st_nlink != 2:
             return None
     finally:
-        os.unlink(private)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(private)
     return Lease(path, token)
 
 
@@ -109,8 +114,12 @@ def wait(
     """Take a lease, waiting for its holder; None as soon as ``done()`` says that there is nothing left to do.
 
     ``show`` is called with the holder (``node, pid N``) and its note while waiting.
+
+    Raises:
+        OSError: as :func:`acquire`.
     """
-    last, since = b"", time.monotonic()
+    last: bytes | None = None
+    since = time.monotonic()
     while True:
         if done():
             return None
@@ -121,11 +130,11 @@ def wait(
         now = time.monotonic()
         if seen != last:
             last, since = seen, now
-            document = _parse(seen)
+            document = _parse(seen or b"")
             if document:
                 node, pid = [*str(document.get("token", "")).split(":"), "?"][:2]
                 show(f"{node}, pid {pid}", str(document.get("note", "")))
-        elif seen and now - since > patience:
+        elif seen is not None and now - since > patience:  # empty, too: a machine that crashes leaves such files
             _take_over(path, seen)
             continue
         time.sleep(poll)
@@ -148,15 +157,22 @@ def _take_over(path: str, dead: bytes) -> None:
 
 def read(path: str) -> dict[str, object]:
     """What a lease file says; empty if there is none or it is being replaced."""
-    return _parse(_raw(path))
+    return _parse(_raw(path) or b"")
 
 
-def _raw(path: str) -> bytes:
+def _raw(path: str) -> bytes | None:
+    """What is in a lease file; None if there is none or it is being replaced.
+
+    Raises:
+        PermissionError: nobody could tell whether its holder lives.
+    """
     try:
         with open(path, "rb") as file:
             return file.read()
+    except PermissionError:
+        raise
     except OSError:
-        return b""
+        return None
 
 
 def _parse(raw: bytes) -> dict[str, object]:
