@@ -87,7 +87,15 @@ def pull(
                 return _describe(reference, resolved, made)
 
             named, image = resolved.named, _produce(resolved.manifest.digest, make, store, force, progress)
-    store.set_tag(reference, named, wanted, image)
+    with stores.translated(store.root):
+        turn = lease.wait(store.tag_lease_path(reference), lambda: False, lambda holder, note: None)
+    assert turn is not None
+    with turn:
+        store.set_tag(reference, named, wanted, image)
+    try:
+        store.image(image.digest)
+    except ImageAbsent:  # a gc had seen that nothing named it
+        return pull(reference, store, config, platform=platform, progress=progress)
     line = record.head("pull", image.digest, image.reference, "", os.geteuid(), os.environ, "")
     record.write(record.path(config), line, start=began, seconds=time.time() - began)
     return image
@@ -118,7 +126,8 @@ def _produce(
     found = there()
     if found and not force:
         return store.image(digest)
-    held = lease.wait(store.lease_path(digest), lambda: not found and there(), waiting)
+    with stores.translated(store.root):
+        held = lease.wait(store.lease_path(digest), lambda: not found and there(), waiting)
     if held is None:
         return store.image(digest)
     with held:

@@ -36,6 +36,8 @@ _SQUASHFS = "image.squashfs"
 _RECORD = "image.json"
 # Seconds without a heartbeat after which a lease is dead whatever became of the clocks of two nodes.
 _DEAD_LOCK = 600.0
+# Seconds within which a living holder has certainly rewritten its lease, clocks that differ a little included.
+_LIVING_LOCK = 60.0
 # What reading a record may raise that is not what was written.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 #: Seconds after which a mark of use that nobody renewed is a dead node's.  Longer than any job: what cannot renew its
@@ -220,7 +222,8 @@ class ImageStore:
         top = os.path.join(self.root, "images", "sha256")
         for shard in _listdir(top):
             for name in _listdir(os.path.join(top, shard)):
-                yield "sha256:" + name
+                if name[:2] == shard:  # not what NFS calls a removed file that is still open
+                    yield "sha256:" + name
 
     def tags(self) -> Iterator[Tag]:
         """All tags."""
@@ -252,6 +255,10 @@ class ImageStore:
     def lease_path(self, digest: str) -> str:
         """Where the lease of a digest's producer is."""
         return os.path.join(self.root, "locks", digest.replace(":", "-"))
+
+    def tag_lease_path(self, reference: ImageReference) -> str:
+        """Where the lease of whoever records what a reference names is."""
+        return os.path.join(self.root, "locks", "tag-" + _sha256(str(reference).encode("utf-8", "surrogateescape")))
 
     @contextmanager
     def staging(self, digest: str) -> Iterator[str]:
@@ -313,7 +320,10 @@ class ImageStore:
         return True
 
     def set_tag(self, reference: ImageReference, digest: str, platform: Platform, image: StoredImage) -> None:
-        """Record what a reference names.  Atomic; other platforms' images stay if the digest is unchanged."""
+        """Record what a reference names.  Atomic; other platforms' images stay if the digest is unchanged.
+
+        Of two that do it at once for two platforms, one is lost: hold :meth:`tag_lease_path`.
+        """
         before = None
         with suppress(StoreError):  # a damaged one is replaced
             before = self.tag(reference)
@@ -327,9 +337,13 @@ class ImageStore:
         document = {"reference": str(reference), "digest": digest, "images": images, "built": built, "seen": now()}
         with translated(self.root):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            temporary = f"{path}.{os.uname().nodename}.{os.getpid()}.tmp"
-            _write_json(temporary, document)
-            os.replace(temporary, path)
+            temporary = os.path.join(self.root, "tmp", f"tag.{os.uname().nodename}.{os.getpid()}.{time.time_ns()}")
+            try:
+                _write_json(temporary, document)
+                os.replace(temporary, path)
+            except OSError:
+                _remove_tree(temporary)
+                raise
 
     def untag(self, reference: ImageReference) -> bool:
         """Forget a tag; False if there was none.  The image stays until gc."""
@@ -359,7 +373,8 @@ class ImageStore:
             for tag in list(self.tags()):
                 if digest in tag.images.values():
                     self.untag(ImageReference.parse(tag.reference))
-            self._discard(digest)
+            if grave := self._bury(digest):
+                _remove_tree(grave)
         return size
 
     def _size(self, digest: str) -> int:
@@ -373,11 +388,20 @@ class ImageStore:
             self.image(digest)
         return _tree_size(directory)
 
-    def _discard(self, digest: str) -> None:
-        # Renamed first: a reader must never find half of an image.
+    def _bury(self, digest: str) -> str:
+        """Move an image away whole, since a reader must never find half of one; where to, or "" if it is gone."""
         grave = os.path.join(self.root, "tmp", f"{digest[7:19]}.{os.getpid()}.{time.time_ns()}.gone")
-        os.rename(self._image_directory(digest), grave)
-        _remove_tree(grave)
+        try:
+            os.rename(self._image_directory(digest), grave)
+        except FileNotFoundError:
+            return ""  # another process was faster
+        return grave
+
+    def _exhume(self, digest: str, grave: str) -> None:
+        if grave:
+            with suppress(OSError):  # who missed it has made it anew
+                os.rename(grave, self._image_directory(digest))
+            _remove_tree(grave)
 
     def gc(
         self,
@@ -395,27 +419,46 @@ class ImageStore:
             grace: seconds that an image or left-over must be old: a pull publishes first and tags then.
             stale: seconds after which another node's use counts as forgotten.
         """
-        named = {digest for tag in self.tags() for digest in (*tag.images.values(), tag.digest)}
-        freed, images, leftovers = 0, [], []
-        for digest in list(self._digests()):
-            if digest in named or busy(digest) or self.users(digest, stale=stale):
-                continue
-            if _age(self._image_directory(digest), newest=True) < grace:
-                continue
-            images.append(digest)
-            freed += self._size(digest)
-            if not dry_run:
-                with translated(self.root):
-                    self._discard(digest)
+        named = self._named()
+
+        def is_wanted(digest: str) -> bool:
+            return digest in named or busy(digest) or bool(self.users(digest, stale=stale))
+
+        found = [digest for digest in self._digests() if not is_wanted(digest)]
+        found = [digest for digest in found if _age(self._image_directory(digest), newest=True) >= grace]
+        images, leftovers, freed = [], [], 0
+        if dry_run:
+            images, freed = found, sum(_tree_size(self._image_directory(digest)) for digest in found)
+        else:
+            with translated(self.root):
+                graves = {digest: self._bury(digest) for digest in found}
+            # A pull may have found one of them and named it since the tags were read.  It looks once more when it has
+            # done so: either it misses the image, or its tag is seen here.
+            named = self._named()
+            for digest, grave in graves.items():
+                if is_wanted(digest):
+                    self._exhume(digest, grave)
+                elif grave:
+                    images.append(digest)
+                    freed += _tree_size(grave)
+                    _remove_tree(grave)
+        made = {name[7:19] for name in _listdir(os.path.join(self.root, "locks")) if self._is_held(name)}
         for name in _listdir(os.path.join(self.root, "tmp")):
             path = os.path.join(self.root, "tmp", name)
-            if _age(path, newest=True) > grace:
+            if _age(path, newest=True) > grace and name[:12] not in made:
                 leftovers.append(name)
                 freed += _tree_size(path)
                 if not dry_run:
                     _remove_tree(path)
         self._sweep_locks(max(grace, _DEAD_LOCK), dry_run, leftovers)
         return GcReport(images=tuple(images), leftovers=tuple(leftovers), freed=freed)
+
+    def _named(self) -> set[str]:
+        return {digest for tag in self.tags() for digest in (*tag.images.values(), tag.digest)}
+
+    def _is_held(self, lock: str) -> bool:
+        """Whether a lease has a heartbeat; what its holder makes is no left-over, however long a download stalls."""
+        return _age(os.path.join(self.root, "locks", lock)) < _LIVING_LOCK
 
     def _sweep_locks(self, age: float, dry_run: bool, leftovers: list[str]) -> None:
         """Leases whose holder was killed while nobody waited; a living one is rewritten every few seconds."""
@@ -645,9 +688,12 @@ def _age(path: str, *, newest: bool = False) -> float:
 
 
 def _tree_size(path: str) -> int:
-    if not os.path.isdir(path):
-        return os.lstat(path).st_size
-    return sum(os.lstat(os.path.join(top, name)).st_size for top, _, names in os.walk(path) for name in names)
+    """Bytes of a file, or of the files in a directory; what goes away meanwhile is not counted."""
+    size = 0
+    for each in [path, *(os.path.join(top, name) for top, _, names in os.walk(path) for name in names)]:
+        with suppress(FileNotFoundError):
+            size += 0 if os.path.isdir(each) else os.lstat(each).st_size
+    return size
 
 
 def _remove_tree(path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,13 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fakes.faulty_registry import FaultyRegistry, faulty_registry
 from tests.support import oci
-from udi_core import ImageReference, ImageStore
+from udi_core import ImageReference, ImageStore, load_config, parse_platform, pull
+from udi_core.store import Tag
 
 pytestmark = pytest.mark.needs("tar2sqfs")
 
@@ -117,3 +121,70 @@ def test_gc_keeps_what_is_tagged_or_mounted(faulty: FaultyRegistry, udi_env: dic
     assert list(store.images())
     assert store.gc(grace=0).images == (digest,)
     assert not list(store.images())
+
+
+def test_two_platforms_of_a_tag_at_once(udi_env: dict[str, str], tmp_path: Path) -> None:
+    layout = oci.Layout(tmp_path / "layout")
+    images = [
+        layout.add_image([oci.Layer.of(oci.file("level", each))], platform=f"linux/amd64{each}", tag=None)
+        for each in ("", "/v2")
+    ]
+    layout.add_index(images)
+    both = threading.Barrier(2)
+
+    class Store(ImageStore):
+        def tag(self, reference: ImageReference) -> Tag | None:
+            found = super().tag(reference)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(1)  # without turns, both read before either writes
+            return found
+
+    reference = ImageReference.parse(f"oci:{layout.path}")
+    config = replace(load_config(udi_env), record_dir="")
+    store = Store(udi_env["UDI_STORE"])
+    threads = [
+        threading.Thread(target=pull, args=(reference, store, config), kwargs={"platform": parse_platform(each)})
+        for each in ("linux/amd64", "linux/amd64/v2")
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(PATIENCE)
+    found = ImageStore(store.root).tag(reference)
+    assert found is not None and sorted(found.images) == ["linux/amd64", "linux/amd64/v2"]
+
+
+def test_an_image_that_a_gc_took_while_it_was_tagged(
+    udi_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = oci.Layout(tmp_path / "layout")
+    layout.add_image([oci.Layer.of(oci.file("file", "x"))])
+    store = ImageStore(udi_env["UDI_STORE"])
+    set_tag = ImageStore.set_tag
+
+    def late(self: ImageStore, *arguments: Any) -> None:
+        monkeypatch.setattr(ImageStore, "set_tag", set_tag)
+        assert len(store.gc(grace=0).images) == 1
+        set_tag(self, *arguments)
+
+    monkeypatch.setattr(ImageStore, "set_tag", late)
+    image = pull(ImageReference.parse(f"oci:{layout.path}"), store, replace(load_config(udi_env), record_dir=""))
+    assert os.path.isfile(image.squashfs)
+
+
+@pytest.mark.root
+@pytest.mark.needs("mount")
+def test_a_store_without_room_for_a_lease(faulty: FaultyRegistry, udi_env: dict[str, str], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", str(disk)], check=True)
+    try:
+        with contextlib.suppress(OSError), open(disk / "fill", "wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        producer = start({**udi_env, "UDI_STORE": str(disk / "store")}, "pull", faulty.reference())
+        _, said = producer.communicate(timeout=PATIENCE)
+        assert producer.returncode == 74 and "No space is left in the store" in said
+        assert leftovers(str(disk / "store")) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import udi_core.store
-from udi_core import ImageAbsent, ImageReference, ImageStore, Platform, StoredImage, StoreError
+from udi_core import ImageAbsent, ImageReference, ImageStore, Platform, StoredImage, StoreError, StoreFull
 from udi_core.image_config import ImageConfig
 from udi_core.platforms import parse_platform
 
@@ -149,6 +150,57 @@ def test_made_anew_a_sound_file_stays_and_a_damaged_one_goes(store: ImageStore) 
     publish(store, 1, anew=True)
     assert Path(image.squashfs).read_bytes() == b"x" * 100
     assert os.listdir(os.path.join(store.root, "tmp")) == []
+
+
+def test_gc_leaves_what_a_living_process_makes(store: ImageStore) -> None:
+    digest = f"sha256:{7:064x}"
+    with store.staging(digest) as staging:
+        lease = Path(store.lease_path(digest))
+        lease.write_text("{}")
+        assert store.gc(grace=0).leftovers == () and os.path.isdir(staging)
+        long_ago = time.time() - 100
+        os.utime(lease, (long_ago, long_ago))
+        assert store.gc(grace=0).leftovers == (os.path.basename(staging),)
+
+
+def test_gc_puts_back_what_was_named_meanwhile(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, other = publish(store, 1), publish(store, 2)
+    read = store._named
+
+    def named() -> set[str]:
+        found = read()
+        pulled(store, ("linux/amd64", image))  # by another process, just after the tags were read
+        return found
+
+    monkeypatch.setattr(store, "_named", named)
+    assert store.gc(grace=0).images == (other.digest,)
+    assert store.image(image.digest) == image
+    assert os.listdir(os.path.join(store.root, "tmp")) == []
+
+
+def test_two_gcs_at_once_and_files_that_are_no_images(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = publish(store, 1)
+    Path(os.path.dirname(image.squashfs), "..", ".nfs0001").write_text("removed, and open elsewhere")
+    rename = os.rename
+
+    def faster(source: str, target: str) -> None:
+        rename(source, target + ".other")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", faster)
+    assert store.gc(grace=0).images == ()
+
+
+def test_a_tag_that_cannot_be_written_leaves_nothing(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = publish(store, 1)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreFull):
+        pulled(store, ("linux/amd64", image))
+    assert [names for where in ("tags", "tmp") for *_, names in os.walk(os.path.join(store.root, where)) if names] == []
 
 
 def test_gc_sweeps_leases_of_the_dead(store: ImageStore) -> None:
