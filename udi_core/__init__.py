@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from udi_core.agent.host import AgentPool as AgentPool
     from udi_core.agent.host import kill_tree as kill_tree
     from udi_core.agent.source import NotPortable as NotPortable
+    from udi_core.attended import attend as attend
+    from udi_core.attended import end_as as end_as
     from udi_core.batch import Job as Job
     from udi_core.cli.parser import Command as Command
     from udi_core.cli.show import lazy_progress as lazy_progress
@@ -99,6 +101,7 @@ _EXPORTS = {
     "agent.host": "Agent AgentLost AgentPool kill_tree",
     "agent.source": "NotPortable",
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
+    "attended": "attend end_as",
     "batch": "Job",
     "cli.parser": "Command",
     "cli.show": "lazy_progress progress_text",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
 
 from udi_core import Host, LaunchSpec, MountedImage, NodeMounts, UsageError, Volume, build, config_files, execute
-from udi_snakemake import lock, warm
+from udi_snakemake import lock, ranks, warm
 from udi_snakemake.accelerators import NVIDIA, PROGRAMS, ROCM, Vendor, shares
 from udi_snakemake.arguments import Action
 from udi_snakemake.environment import build as build_environment
@@ -22,10 +21,11 @@ _SUPPORT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "singularity
 _SOURCE_SCRIPTS = 'for script in /.singularity.d/env/*.sh; do [ -f "$script" ] && . "$script"; done; '
 
 
-def launch(action: Action, question: warm.Question | None, began: float) -> NoReturn:
+def launch(action: Action, question: warm.Question | None, began: float, again: Sequence[str]) -> int:
     """Become the program that ``action`` names, in its image, mounted and pulled as needed.
 
-    With ``question`` the front can do the same again without us; ``began`` is when it was called.
+    With ``question`` the front can do the same again without us; ``began`` is when it was called; ``again`` is its own
+    command line without the program.  Returns only where the program may start ranks: with its exit status.
 
     Raises:
         UdiError: anything that keeps the program from starting.
@@ -40,6 +40,8 @@ def launch(action: Action, question: warm.Question | None, began: float) -> NoRe
     mounted = NodeMounts(resolved.config).mount(resolved.image)
     host = Host.observe(mounted, cwd=cwd)
     spec = specify(action, mounted, host, name=resolved.name, env_file=_read_env_file(action, cwd))
+    if ranks.wanted(action, host.environ):
+        return ranks.serve(spec, mounted, resolved.config, _seen(action, host), began, again)
     ready = build(spec, mounted, resolved.config, _seen(action, host))
     if question is not None and len(action.command) > 1 and os.path.isfile(os.path.join(cwd, action.image)):
         warm.remember(

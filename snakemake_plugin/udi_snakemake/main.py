@@ -35,7 +35,9 @@ def main(program: str, argv: Sequence[str]) -> int:
         if isinstance(request, Action):
             from udi_snakemake.launching import launch
 
-            launch(request, question, began)
+            # What would start the same with another command.
+            again = [program, *argv[: len(argv) - len(request.command)]]
+            return launch(request, question, began, again)
         elif isinstance(request, Help):
             from udi_snakemake.help import text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -71,7 +72,8 @@ def libraries(slurm: Slurm) -> Path:
 @pytest.fixture(scope="module")
 def mpich(libraries: Path, push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """An image with mpi4py and an MPICH of its own."""
-    layers = [images.python_layer("mpi4py", name="numeric"), oci.Layer.of(*_tree(libraries, "opt/mpich"))]
+    more = oci.Layer.of(*_tree(libraries, "opt/mpich"), oci.symlink("usr/bin/python", "python3"))
+    layers = [images.python_layer("mpi4py", name="numeric"), more]
     env = ["LD_LIBRARY_PATH=/opt/mpich", "MPI4PY_MPIABI=mpich", "MARK=in the image"]
     layout = tmp_path_factory.mktemp("mpich") / "layout"
     return push(images.derive(images.image("numeric"), layout, layers, env=env), "test/mpich")
@@ -192,3 +194,55 @@ def test_mpi_executor_starts_ranks_in_the_image_of_its_task(slurm: Slurm, mpich:
             assert all(rank["asked"] == expected for rank in ranks)
         # Two tasks at once have nodes of their own.
         assert {rank["node"] for ranks in tasks[:2] for rank in ranks} == set(slurm.nodes)
+
+
+SNAKEFILE = """
+container: "{image}"
+
+rule all:
+    input: "shell.json", "script.json"
+rule shell:
+    output: "shell.json"
+    resources: mpi="srun", tasks=4, nodes=2
+    shell: "export EXPORTED=yes; {{resources.mpi}} --mpi=pmi2 -n {{resources.tasks}} python3 ranks.py > {{output}}"
+rule script:
+    output: "script.json"
+    resources: mpi="srun", tasks=2, nodes=1
+    script: "script.py"
+"""
+SCRIPT = """
+import subprocess
+words = [snakemake.resources.mpi, "--mpi=pmi2", f"-n{snakemake.resources.tasks}", "python3", "ranks.py"]
+with open(snakemake.output[0], "wb") as output:
+    subprocess.run(words, stdout=output, check=True)
+"""
+
+
+@pytest.mark.timeout(600)
+def test_snakemake_starts_ranks_in_the_image_of_the_rule(slurm: Slurm, mpich: str) -> None:
+    with account(slurm) as somebody:
+        somebody.write("Snakefile", SNAKEFILE.format(image=mpich))
+        somebody.write("script.py", SCRIPT)
+        somebody.write("ranks.py", RANKS)
+        # Jobs of the executor know of Slurm's configuration what is in /etc, where this cluster's is not.
+        srun = shutil.which("srun")
+        somebody.write("srun", f'#!/bin/sh\nSLURM_CONF={slurm.conf} exec {srun} "$@"\n')
+        done = somebody.run(
+            sys.executable,
+            *("-m", "snakemake", "--sdm", "apptainer", "--executor", "slurm", "--jobs", "4", "--latency-wait", "60"),
+            *("--slurm-no-account", "--slurm-status-command", "squeue"),
+            *("--slurm-init-seconds-before-status-checks", "1", "--default-resources", "mem_mb=100", "runtime=10"),
+            check=False,
+            timeout=500,
+            UDI_SNAKEMAKE="1",
+        )
+        logs = (somebody.directory / ".snakemake" / "slurm_logs").rglob("*.log")
+        assert done.returncode == 0, "\n".join([done.stdout, done.stderr, *(log.read_text() for log in logs)])
+        for name, count in (("shell", 2), ("script", 1)):
+            ranks = json.loads((somebody.directory / f"{name}.json").read_text())
+            nodes = sorted({rank["node"] for rank in ranks})
+            assert len(nodes) == count
+            _check_ranks(ranks, nodes)
+            assert {(rank["mark"], rank["asked"][1]) for rank in ranks} == {
+                ("in the image", "yes" if name == "shell" else "")
+            }

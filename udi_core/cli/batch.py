@@ -6,22 +6,22 @@ import argparse
 import contextlib
 import os
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 
+from udi_core.attended import attend, end_as
 from udi_core.batch import VARIABLE, Job, directives, interpreter, prepared, recorded
 from udi_core.cli import BEGAN
 from udi_core.cli.run import read_env_file
 from udi_core.config import Config, load_config
-from udi_core.errors import ImageAbsent, LaunchError, PolicyError, ToolMissing, UdiError, UsageError
+from udi_core.errors import ImageAbsent, LaunchError, PolicyError, ToolMissing, UsageError
 from udi_core.mixed import for_this_node, pull_for_nodes, stored_for_nodes
 from udi_core.mount import NodeMounts
 from udi_core.node_kind import parse_kinds
 from udi_core.programs import PROGRAM
 from udi_core.ranks import calls_for_ranks
-from udi_core.sandbox import Host, Launch, LaunchSpec, build, execute, sourced
+from udi_core.sandbox import Host, LaunchSpec, build, execute, sourced
 from udi_core.slurm import options_with_value, program_at
 from udi_core.store import ImageStore, StoredImage
 from udi_core.volumes import Volume
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 #: Options of ``#UDI`` lines, and of ``udi sbatch`` before the script; each takes a value.
 OPTIONS = ("image", "volume", "env", "env-file", "workdir", "interpreter")
-_PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def sbatch(arguments: argparse.Namespace) -> int:
@@ -110,8 +109,8 @@ def batch(arguments: argparse.Namespace) -> int:
         except (PolicyError, ToolMissing, LaunchError):
             stack.close()
             execute(build(spec, mounted, config, host), BEGAN)
-        status = _run(launch)
-    return _end_as(status)
+        status = attend(launch, BEGAN)
+    return end_as(status)
 
 
 def step(arguments: argparse.Namespace) -> NoReturn:
@@ -221,34 +220,3 @@ def _spec(job: Job, command: tuple[str, ...], support: tuple[Volume, ...] = ()) 
         by=job.by,
         support=support,
     )
-
-
-def _run(launch: Launch) -> int:
-    """Run a script to its end and pass signals on to it; the status is negative for a signal."""
-    # Forked, not spawned: the child becomes the script itself, where bubblewrap would stand between it and signals.
-    child = os.fork()
-    if not child:
-        _become(launch)
-    for number in _PASSED_ON:
-        signal.signal(number, lambda number, _: os.kill(child, number))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def _end_as(status: int) -> int:
-    """Have this process end as the script did, so that Slurm sees the signal that ended it."""
-    if status >= 0:
-        return status
-    if -status != signal.SIGKILL:
-        signal.signal(-status, signal.SIG_DFL)
-    os.kill(os.getpid(), -status)
-    return 128 - status
-
-
-def _become(launch: Launch) -> NoReturn:
-    try:
-        execute(launch, BEGAN)
-    except UdiError as error:
-        print(f"udi: {error}", file=sys.stderr, flush=True)
-        os._exit(error.exit_code if error.exit_code in (126, 127) else 125)
-    finally:
-        os._exit(125)
