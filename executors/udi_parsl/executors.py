@@ -20,15 +20,19 @@ from udi_parsl.shipped import ImageCommand, ImageFunction
 _KEPT = (KEYWORD, "_parsl_monitoring")
 
 
-class ArgumentsNotSent(SerializationError):
-    """A task's arguments hold what an image's Python cannot be given."""
+class NotSent(SerializationError):
+    """A task that an image's Python cannot be given.
 
-    def __init__(self, function: str, reason: Exception) -> None:
+    Attributes:
+        what: the app, or its arguments.
+    """
+
+    def __init__(self, what: str, function: str, reason: Exception) -> None:
         super().__init__(function)
-        self.reason = reason
+        self.what, self.reason = what, reason
 
     def __str__(self) -> str:
-        return f"The arguments of {self.fname!r} cannot be sent to its image: {self.reason}"
+        return f"{self.what} {self.fname!r} cannot be sent to its image: {self.reason}"
 
 
 class UdiExecutorMixin:
@@ -104,7 +108,7 @@ def _in_image(func: Any) -> Any:
     try:
         return ImageFunction(_specification(func), func.__module__, SUBMITTER)
     except NotPortable as error:
-        raise SerializationError(getattr(func, "__name__", str(func))) from error
+        raise NotSent("The app", getattr(func, "__name__", str(func)), error) from error
 
 
 def _specification(func: Callable[..., Any]) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def _packed(
     try:
         parts = pack_arguments((args, rest), func.specification, same=same, protocol=5 if newest else 4)
     except Exception as error:
-        raise ArgumentsNotSent(func.__name__, error) from error
+        raise NotSent("The arguments of", func.__name__, error) from error
     kept.pop(KEYWORD, None)
     return (frozen(image), *map(bytes, parts)), kept
 

@@ -20,6 +20,7 @@ from udi_parsl.shipped import ImageCommand, ImageFunction
 
 App = TypeVar("App", bound=AppBase)
 _defaults = threading.local()
+_PORTABLE = "Define it by def in a file, import what it needs inside it, and pass the rest as arguments."
 
 
 def image(
@@ -151,7 +152,7 @@ def _check(specification: dict[str, Any] | None, choices: tuple[Choice, ...], ar
             raise UsageError(
                 f"The app {specification['name']!r} cannot run on the image's Python {each.version}",
                 f"Bytecode of this Python would crash there, and as source it cannot go: {specification['problem']}.",
-                "Define it by def in a file, import what it needs inside it, and pass the rest as arguments.",
+                _PORTABLE,
             )
 
 
@@ -161,7 +162,7 @@ class _ImagePythonApp(_Images, PythonApp):
         try:
             self._specification = specify(function)
         except NotPortable as error:
-            raise UsageError(f"The app {app.__name__!r} cannot be sent to an image", str(error)) from error
+            raise UsageError(f"The app {app.__name__!r} cannot be sent to an image", str(error), _PORTABLE) from error
         self._wish, self._around, self._ready = wish, around, {}
         super().__init__(
             function,

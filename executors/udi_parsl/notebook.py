@@ -148,10 +148,11 @@ def has_slurm() -> bool:
 
 
 class Printed(Future[str]):
-    """What a shell task printed, when it has ended."""
+    """What a shell task printed, when it has ended; as little to be cancelled as the task."""
 
     def __init__(self, task: Any, out: str, err: str) -> None:
         super().__init__()
+        self.set_running_or_notify_cancel()
         self.task_record = task.task_record
         self._out, self._err = out, err
         task.add_done_callback(self._finish)

@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -479,12 +480,19 @@ def test_the_mixin_gives_other_executors_a_default_image(trixie_image: str) -> N
     def command(stdout: str = "out.txt") -> str:
         return ". /etc/os-release && echo $VERSION_CODENAME"
 
+    lock = threading.Lock()
+
+    def stuck() -> Any:
+        return lock
+
     with workflow(Threads(label="threads", max_threads=2, image=trixie_image)):
         assert python_app(describe)(2).result() == ("trixie", [3, 13], 42)
         moved = python_app(move)(Track([1])).result()
         assert type(moved) is Track and moved.points == [41]
         assert bash_app(command)().result() == 0
         assert Path("out.txt").read_text() == "trixie\n"
+        with pytest.raises(SerializationError, match=r"The app 'stuck' cannot be sent to its image.*lock"):
+            python_app(stuck)().result()
 
 
 def test_tasks_of_mpi_executor_know_their_nodes_and_launcher(base_image: str, tmp_path: Path) -> None:

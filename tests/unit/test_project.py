@@ -37,7 +37,7 @@ def test_conda_environment_has_every_dependency() -> None:
     assert {_CONDA.get(each, each) for each in wanted} <= found
 
 
-@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(CLONE)))
+@pytest.mark.parametrize("path", list(documents()), ids=lambda path: str(path.relative_to(CLONE)))
 def test_links_lead_somewhere(path: Path) -> None:
     text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text) + re.findall(r'(?:src|href)="([^"#]+)"', text)

@@ -70,12 +70,12 @@ def send(fd: int, parts: "Sequence[Any]") -> None:
             views[0] = views[0][count:]
 
 
-def dumps(value: "Any", module: "Any" = pickle, protocol: "int | None" = None) -> "list[Any]":
+def dumps(value: "Any", protocol: "int | None" = None) -> "list[Any]":
     """Pickle a value into parts."""
     if not _OUT_OF_BAND or (protocol is not None and protocol < 5):
-        return [module.dumps(value, protocol=4)]
+        return [pickle.dumps(value, protocol=4)]
     buffers = []  # type: list[pickle.PickleBuffer]
-    data = module.dumps(value, protocol=5, buffer_callback=buffers.append)
+    data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     return [data] + [buffer.raw() for buffer in buffers]
 
 
@@ -285,9 +285,9 @@ def _arguments(parts: "Sequence[Any]", workshop: "_Workshop | None") -> "Any":
 def _result(value: "Any", spec: "dict[str, Any]", workshop: "_Workshop | None", protocol: int) -> "list[Any]":
     if workshop is not None:
         with workshop:
-            return dumps(value, pickle, protocol)
+            return dumps(value, protocol)
     try:
-        return dumps(value, pickle, protocol)
+        return dumps(value, protocol)
     except Exception:
         if spec["magic"] != MAGIC_NUMBER:
             raise

@@ -11,8 +11,6 @@ import types
 import typing
 from typing import Any
 
-from udi_core.agent import in_image
-
 #: Kinds of objects that pickle by their name in a module.
 OWN_KINDS = (type, types.FunctionType, typing.TypeVar, typing.NewType, type(functools.cache(len)))
 
@@ -35,10 +33,32 @@ def by_value(value: Any, own: tuple[str, ...], protocol: int) -> list[Any]:
         for module in fresh:
             cloudpickle.register_pickle_by_value(module)
         try:
-            return in_image.dumps(value, cloudpickle, protocol)
+            return _parts(_code_pickler(), value, protocol)
         finally:
             for module in fresh:
                 cloudpickle.unregister_pickle_by_value(module)
+
+
+@functools.cache
+def _code_pickler() -> Any:
+    """cloudpickle's pickler, but that code keeps the name of its file: a traceback then shows the script's lines."""
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, types.CodeType):
+                make, arguments = self.dispatch_table[types.CodeType](value)
+                return make, tuple(value.co_filename if each == "<dynamic-code>" else each for each in arguments)
+            return super().reducer_override(value)
+
+    return Pickler
+
+
+def _parts(pickler: Any, value: Any, protocol: int) -> list[Any]:
+    file = io.BytesIO()
+    buffers: list[pickle.PickleBuffer] = []
+    pickler(file, protocol, buffer_callback=buffers.append if protocol >= 5 else None).dump(value)
+    return [file.getvalue(), *(each.raw() for each in buffers)]
 
 
 class OwnPickler(pickle.Pickler):

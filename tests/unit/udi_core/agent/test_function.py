@@ -291,6 +291,12 @@ def test_lines_of_a_traceback_are_those_of_the_script() -> None:
     assert "this line is in the traceback" in str(caught.traceback[-1].statement)
 
 
+def test_lines_of_bytecode_are_those_of_the_script_too() -> None:
+    with pytest.raises(ValueError) as caught:
+        in_image.load_function(specify(raises_here))()
+    assert "this line is in the traceback" in str(caught.traceback[-1].statement)
+
+
 def called(function: Any, *arguments: Any) -> Any:
     """What the agent of another Python answers, with this script's module out of its sight."""
     specification = {**specify(function), "magic": b"another"}

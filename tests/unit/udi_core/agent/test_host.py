@@ -45,7 +45,7 @@ def own() -> Iterator[Agent]:
 
 
 def call(agent: Agent, function: Any, *args: Any) -> Any:
-    answer = agent.call(specify(function), [b"", *pack((args, {}), pickle, min(5, agent.protocol))], "/")
+    answer = agent.call(specify(function), [b"", *pack((args, {}), min(5, agent.protocol))], "/")
     if answer[0] in (b"ok", b"plain"):
         return unpack(answer[1:])
     kind, described = pickle.loads(answer[0])
