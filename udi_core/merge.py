@@ -85,6 +85,8 @@ class _State:
         implicit: those of them that are visible, until a layer below declares them.
         wanted: targets of hard links that no layer so far has had.
         links: those hard links; they are emitted last of all, for mksquashfs wants a target before its links.
+        implied, implied_names: how many directories no entry declared, and the bytes of their names: a thousand times
+            what the layer holds, if each entry lies a thousand directories deep.
     """
 
     def __init__(self) -> None:
@@ -96,6 +98,7 @@ class _State:
         self.wanted: set[bytes] = set()
         self.links: list[tuple[bytes, bytes]] = []
         self.entries = self.size = self.names = 0
+        self.implied = self.implied_names = 0
 
 
 class _Layer:
@@ -218,11 +221,19 @@ class _Layer:
             if kind is None:
                 own[path] = _IMPLICIT
                 self.implied.add(path)
-                state.undeclared.add(path)
+                self._undeclared(path)
                 if not hidden and path not in state.seen:
                     state.implicit.add(path)
             hidden = self.parents[path] = hidden or path in state.opaque
         return hidden
+
+    def _undeclared(self, path: bytes) -> None:
+        """A directory is used that this layer has not declared."""
+        state = self.state
+        state.undeclared.add(path)
+        state.implied += 1
+        state.implied_names += len(path)
+        self.changes.check_totals(state.implied, 0, state.implied_names)
 
     def _again(self, path: bytes, kind: int) -> None:
         """A path that this layer has named before."""
@@ -256,7 +267,7 @@ class _Layer:
             if kind == _OTHER:
                 raise NeedsReplay(f"a whiteout lies below {show(path)}, which the same layer says is no directory")
             if kind is None:
-                self.state.undeclared.add(path)
+                self._undeclared(path)
             path = path.rpartition(b"/")[0]
 
     def _empty(self, path: bytes) -> None:

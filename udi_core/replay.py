@@ -93,14 +93,16 @@ class _Tree:
     entries: int = 0
     size: int = 0
     names: int = 0
+    implied: int = 0
     # Paths that the current layer has made or passed through: its whiteouts leave them alone.
     _touched: set[bytes] = field(default_factory=set)
+    _touched_names: int = 0
     _number: int = 0
 
     def apply(self, number: int) -> None:
         """Do what one layer says."""
         self._number = number
-        self._touched = set()
+        self._touched, self._touched_names = set(), 0
         changes = self.changes
         with changes.open(number, _nowhere) as stream:
             for ordinal, entry in enumerate(stream):
@@ -140,9 +142,12 @@ class _Tree:
                 directory[base] = self._linked(entry, path)
             else:
                 directory[base] = _Inode(source=source, link=entry.link if entry.kind == SYMLINK else b"")
-        while real:
+        while real and real not in self._touched:  # else what it lies in was added with it
             self._touched.add(real)
+            self._touched_names += len(real)
             real = real.rpartition(b"/")[0]
+        # An entry may lie thousands of directories deep, and name them all for the first time.
+        self.changes.check_totals(self.implied, 0, self._touched_names)
 
     def _linked(self, entry: Entry, path: bytes) -> _Inode:
         """The inode that a hard link names; the last part of its name is not followed."""
@@ -206,6 +211,7 @@ class _Tree:
             inode = children.get(part)
             if inode is None:
                 inode = children[part] = _Inode(children={})
+                self.implied += 1
             if inode.children is None:
                 raise HostileImage(
                     f"{self.changes.name(self._number)} puts entries below a file",

@@ -292,6 +292,15 @@ def test_sparse_files_count_with_their_holes() -> None:
     assert "raise max_" in refused(HostileImage, layer)
 
 
+@pytest.mark.parametrize(("way", "name"), [(merge, "file"), (merge, ".wh.file"), (replay, "file")])
+@pytest.mark.parametrize("limits", [Limits(entries=10_000), Limits(names=10_000_000)])
+def test_directories_that_nothing_declares_count_too(way: Any, name: str, limits: Limits) -> None:
+    """Each entry lies a thousand directories deep: its own name is next to nothing of what merging takes."""
+    layer = oci.Layer.of(*(oci.file(f"{number:03}/" + "d/" * 1000 + name) for number in range(100)))
+    with pytest.raises(HostileImage, match="larger than the limits"):
+        way(Changes(inputs([layer]), lambda data: None, limits, ignore))
+
+
 def test_bombs_are_refused() -> None:
     info = tarfile.TarInfo("zeros")
     info.size = 1 << 40
