@@ -57,7 +57,10 @@ def test_an_error_in_the_middle(tmp_path: Path, reference: str, error: type[Base
     assert os.path.getsize(image.squashfs) > 80_000_000
 
 
-def test_an_interrupt_by_keyboard(tmp_path: Path, reference: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP)]
+)
+def test_a_signal(tmp_path: Path, reference: str, number: int, status: int) -> None:
     environment = {**os.environ, "UDI_STORE": str(tmp_path), "UDI_NODE_DIR": str(tmp_path / "node")}
     command = [sys.executable, "-m", "udi_core", "pull", "--quiet", reference]
     program = subprocess.Popen(
@@ -66,15 +69,15 @@ def test_an_interrupt_by_keyboard(tmp_path: Path, reference: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
         # Started in the background of a script, this process ignores SIGINT, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     tool: list[str] = []
     while not tool and program.poll() is None:
         tool = children(program.pid)
         time.sleep(0.005)
-    program.send_signal(signal.SIGINT)
+    program.send_signal(number)
     _, said = program.communicate(timeout=120)
-    assert program.returncode == 130, said
+    assert program.returncode == status, said
     assert "Traceback" not in said
     # Interrupted while it started the tool, it has nobody to wait for: its end of the pipe ends the tool.
     deadline = time.monotonic() + 60
@@ -82,3 +85,4 @@ def test_an_interrupt_by_keyboard(tmp_path: Path, reference: str) -> None:
         time.sleep(0.05)
     assert not os.path.exists(f"/proc/{tool[0]}")
     assert files(tmp_path) == []
+    assert list(tmp_path.glob("locks/*")) == []

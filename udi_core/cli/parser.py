@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from udi_core.cli.arguments import OPTIONS, Option, default
+from udi_core.cli.ending import orderly_end
 from udi_core.errors import UsageError
 from udi_core.values import dataclass
 
@@ -300,5 +301,6 @@ def _call(command: Command, arguments: argparse.Namespace) -> int:
     module, _, function = command.run.partition(":")
     if "." not in module:
         module = f"udi_core.cli.{module}"
-    result: int = getattr(import_module(module), function)(arguments)
+    with orderly_end():
+        result: int = getattr(import_module(module), function)(arguments)
     return result

@@ -58,9 +58,10 @@ def _image(arguments: Arguments, config: Config) -> StoredImage:
     except ImageAbsent:
         if arguments.no_pull:
             raise
+    from udi_core.cli.ending import orderly_end
     from udi_core.cli.show import lazy_progress
 
-    with lazy_progress() as progress:
+    with orderly_end(), lazy_progress() as progress:
         return find(arguments.reference, config, platform=platform, progress=progress)
 
 
