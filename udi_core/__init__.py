@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from udi_core import record as _record
+    from udi_core import task_files as _task_files
     from udi_core._process import DEVNULL as DEVNULL
     from udi_core._process import PIPE as PIPE
     from udi_core._process import STDOUT as STDOUT
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from udi_core.agent.host import kill_tree as kill_tree
     from udi_core.agent.source import NotPortable as NotPortable
     from udi_core.attended import attend as attend
-    from udi_core.attended import end_as as end_as
     from udi_core.batch import Job as Job
     from udi_core.cli.parser import Command as Command
     from udi_core.cli.show import lazy_progress as lazy_progress
@@ -90,9 +90,11 @@ if TYPE_CHECKING:
     from udi_core.store import PythonInfo as PythonInfo
     from udi_core.store import StoredImage as StoredImage
     from udi_core.volumes import Volume as Volume
+    from udi_core.waiter import end_as as end_as
 
     agent_command, agent_support = _host.command, _host.support
     pack, unpack = _in_image.dumps, _in_image.loads
+    task_directory = _task_files.prepare
     write_record = _record.write
 
 _EXPORTS = {
@@ -101,7 +103,7 @@ _EXPORTS = {
     "agent.host": "Agent AgentLost AgentPool kill_tree",
     "agent.source": "NotPortable",
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
-    "attended": "attend end_as",
+    "attended": "attend",
     "batch": "Job",
     "cli.parser": "Command",
     "cli.show": "lazy_progress progress_text",
@@ -126,6 +128,7 @@ _EXPORTS = {
     "sources": "open_source resolve",
     "store": "ImageStore PythonInfo StoredImage",
     "volumes": "Volume",
+    "waiter": "end_as",
 }
 # Names that are too short to stand alone outside of their module.
 _RENAMED = {
@@ -133,6 +136,7 @@ _RENAMED = {
     "agent_support": ("agent.host", "support"),
     "pack": ("agent.in_image", "dumps"),
     "unpack": ("agent.in_image", "loads"),
+    "task_directory": ("task_files", "prepare"),
     "write_record": ("record", "write"),
 }
 _HOME = {name: (module, name) for module, names in _EXPORTS.items() for name in names.split()} | _RENAMED

@@ -54,6 +54,7 @@ class Config:
         env: set in every task, above everything else; the site's win over the user's.
         backends: mount backends to try, in order.
         record_dir: where the run records of nodes are collected, or "": nothing is recorded.
+        record_durations: a process waits for each task of ``udi run``, so that the record says how it ended.
         idle: seconds that an unused mount is kept for the next task.
         shared_node_dir: where root mounts images for all users of a node; used if root made it.
         strict_modes: FUSE enforces the file modes of an image, as the kernel does.
@@ -80,6 +81,7 @@ class Config:
     backends: tuple[str, ...] = ("kernel", "fuse", "namespace", "extract")
     idle: float = 60.0
     record_dir: str = ""
+    record_durations: bool = False
     shared_node_dir: str = "/run/udi"
     strict_modes: bool = False
     trusted_owners: tuple[str, ...] = ()
@@ -112,6 +114,7 @@ _KEYS: dict[str, str] = {
     "backends": "backends",
     "idle": "seconds",
     "record_dir": "path or off",
+    "record_durations": "boolean",
     "shared_node_dir": "path",
     "strict_modes": "boolean",
     "trusted_owners": "strings",
@@ -129,6 +132,7 @@ _ENVIRONMENT = {
     "UDI_VOLUMES": "volumes",
     "UDI_IDLE": "idle",
     "UDI_RECORD_DIR": "record_dir",
+    "UDI_RECORD_DURATIONS": "record_durations",
     "UDI_MODULES": "use_modules",
 }
 _LISTS = frozenset({"backends", "directories", "strings"})  # commas separate them in a variable
@@ -401,6 +405,8 @@ def _seconds(value: Any) -> float:
 
 
 def _boolean(value: Any) -> bool:
+    if value in ("0", "1"):  # of a variable
+        return bool(value == "1")
     if not isinstance(value, bool):
         raise TypeError("true or false is needed")
     return value

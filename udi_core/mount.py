@@ -22,7 +22,7 @@ import os
 import stat
 import time
 
-from udi_core import copies, etc_files, node_files, record
+from udi_core import copies, etc_files, node_files, record, task_files
 from udi_core.backends import NAMES, PROCESSLESS, Held, Place, load, start_time
 from udi_core.contexts import contextmanager, suppress
 from udi_core.documents import KEPT, parse_json
@@ -329,6 +329,7 @@ class NodeMounts:
         """
         removed = self._reap(0)
         copies.clean(self._config.node_dir, self.is_mounted)
+        task_files.settle(self._config)
         record.collect(self._config)
         node_files.forget(self._config.node_dir)
         with suppress(OSError):

@@ -66,7 +66,11 @@ def write(file: str, beginning: str, *, task: str = "", **fields: float) -> None
     start = fields.pop("start", None) or time.time()
     text = f',"task":{_quoted(task)}' if task else ""
     numbers = "".join(f',"{name}":{value:.6g}' for name, value in fields.items())
-    line = f'{beginning}{text},"start":{start:.6f}{numbers}}}\n'.encode(errors="replace")
+    append(file, f'{beginning}{text},"start":{start:.6f}{numbers}}}\n'.encode(errors="replace"))
+
+
+def append(file: str, line: bytes) -> None:
+    """Append a whole line, which ends with a newline, to the record."""
     with _writing:
         try:
             fd = _locked(file)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import time
 
-from udi_core import record
+from udi_core import record, task_files
 from udi_core.errors import CommandNotFound, ConfigError, LaunchError, NotExecutable
 from udi_core.layout import Mount, Plan, place, steps
 from udi_core.policy import check_source, check_target, denied_source, denied_target
 from udi_core.programs import require_program
 from udi_core.tree import DiskTree, Tree, View, is_below, resolve
-from udi_core.values import dataclass, field
+from udi_core.values import dataclass, field, replace
 from udi_core.volumes import Volume
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
@@ -211,6 +211,8 @@ class Launch:
         pass_fds: descriptors that the started process must inherit.
         plan: how a process becomes the task without bubblewrap; None where it cannot.
         record: file of the run record, or ""; and the beginning of this task's line (:func:`udi_core.record.write`).
+        options: index in ``argv`` of bubblewrap's first option.
+        durations: whether the run record is to say how the task ends, at the price of a process that waits for it.
     """
 
     argv: tuple[str, ...]
@@ -218,6 +220,12 @@ class Launch:
     pass_fds: tuple[int, ...]
     plan: Plan | None = None
     record: tuple[str, str] = ("", "")
+    options: int = 1
+    durations: bool = False
+
+    def noted(self, fd: int) -> tuple[str, ...]:
+        """``argv`` with which bubblewrap notes how the task ends, in a file that ``fd`` has open for writing."""
+        return (*self.argv[: self.options], "--json-status-fd", str(fd), *self.argv[self.options :])
 
 
 def _is_admin() -> bool:
@@ -283,7 +291,10 @@ def build(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host) -
         host.environ,
         os.path.basename(command[0]),
     )
-    return Launch(tuple(argv), inherited, mounted.fds, plan, (record.path(config), line))
+    options = len(mounted.join) + 1
+    return Launch(
+        tuple(argv), inherited, mounted.fds, plan, (record.path(config), line), options, config.record_durations
+    )
 
 
 def sourced(setup: str, shell: str, command: tuple[str, ...]) -> tuple[str, ...]:
@@ -301,22 +312,30 @@ def sourced(setup: str, shell: str, command: tuple[str, ...]) -> tuple[str, ...]
     return (shell, "-c", f'{setup}\nexec "$@"', shell, *command)
 
 
-def execute(launch: Launch, began: float) -> NoReturn:
+def execute(launch: Launch, began: float, *, noted: bool = False) -> NoReturn:
     """Become the task: the process, its id and its open descriptors stay, its program changes.
 
-    ``began`` is the time.time() at which this process began to work on it, for the run record.
+    ``began`` is the time.time() at which this process began to work on it, for the run record.  With ``noted`` this
+    process becomes bubblewrap, whose child the task is, so that the record says how it ended.
 
     Raises:
         LaunchError: the kernel refused.
     """
     from udi_core.become import become, can_become, restore_signals
 
-    record.write(*launch.record, start=began, setup=time.time() - began)
     restore_signals()
-    if launch.plan is not None and can_become():
+    if launch.plan is not None and not noted and can_become():
+        if launch.durations and launch.record[0]:
+            from udi_core.waiter import end_as, wait_for
+
+            plan = replace(launch.plan, die_with_parent=True)
+            raise SystemExit(end_as(wait_for(launch.record, began, lambda: become(plan))))
+        record.write(*launch.record, start=began, setup=time.time() - began)
         become(launch.plan)
+    fd = task_files.begin(*launch.record, start=began, setup=time.time() - began)
     try:
-        os.execve(launch.argv[0], launch.argv, launch.env)  # noqa: S606 -- becoming the task is the point
+        argv = launch.argv if fd < 0 else launch.noted(fd)
+        os.execve(argv[0], argv, launch.env)  # noqa: S606 -- becoming the task is the point
     except OSError as error:
         raise LaunchError(f"{launch.argv[0]} cannot be started", error.strerror or str(error)) from error
 

@@ -46,7 +46,7 @@ def launch(action: Action, question: warm.Question | None, began: float, again: 
     if question is not None and len(action.command) > 1 and os.path.isfile(os.path.join(cwd, action.image)):
         warm.remember(
             question,
-            argv=ready.argv[:-1],
+            argv=(ready.noted(warm.NOTES) if ready.record[0] else ready.argv)[:-1],
             env=ready.env,
             leases=mounted.fds,
             root=mounted.view,
@@ -54,7 +54,8 @@ def launch(action: Action, question: warm.Question | None, began: float, again: 
             inputs=_inputs(action, cwd, host.environ),
             environ=host.environ,
         )
-    execute(ready, began)
+    # As the front does it.
+    execute(ready, began, noted=True)
 
 
 def _inputs(action: Action, cwd: str, environ: Mapping[str, str]) -> list[str]:

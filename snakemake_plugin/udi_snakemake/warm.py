@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
-from udi_core import UdiError, find_program, run
+from udi_core import UdiError, find_program, run, task_directory
 
 #: Seconds that a launch is repeated.  What is not looked at again (the node's /etc/passwd) may be this old.
 LIFETIME = 300
@@ -29,6 +29,8 @@ _LONGEST_LINE = 4096
 _SETTLED = 2
 #: A mount may have two leases: that of whoever made it, and the user's own.
 _DESCRIPTORS = (9, 8)
+#: Descriptor in which bubblewrap notes how the task ends; a shell opens none beyond 9.
+NOTES = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ def remember(
     """Write a launch down for the front.  Atomic; one that cannot be repeated safely is left out, without a word.
 
     Args:
-        argv: of the launch, without the word that changes.
+        argv: of the launch, without the word that changes; with a record, it notes the end in :data:`NOTES`.
         leases: descriptors that the launch inherits.
         root: a path at which the mounted image can be looked at.
         record: the launch's file of the run record and its beginning of a line.
@@ -83,7 +85,7 @@ def remember(
             f"for entry in {_quote(root)}/*; do break; done",
             f'[ "$entry" != {_quote(root + "/*")} ] || return 0',
             *_take_leases(flock, [os.readlink(f"/proc/self/fd/{fd}") for fd in leases]),
-            *_record(*record, round(time.time()) - now),
+            *_record(*record),
             *_set(env, environ),
             f'exec {_words(argv)} "$last"',
         ]
@@ -156,14 +158,13 @@ def _set(env: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[str]:
             yield f"export {name}={_quote(value)}"
 
 
-def _record(file: str, beginning: str, boot: int) -> Iterator[str]:
-    """A line of the run record, to the second: a shell has no better clock that costs nothing.
-
-    Written without the lock that keeps ``udi node clean`` waiting, so the very last line before it may be lost.
-    """
+def _record(file: str, beginning: str) -> Iterator[str]:
+    """A file for the task, whose own times tell when it began and ended: a shell has no clock that costs nothing."""
     if file:
-        line = f"""printf '%s,"start":%s}}\\n' {_quote(beginning)} "$(({boot} + now))" """
-        yield f"{{ {line}>>{_quote(file)}; }} 2>/dev/null"
+        opened = f"/proc/self/fd/{NOTES}"
+        place = f"{_quote(task_directory(file))}/$$-$now"
+        yield f"[ ! -e {opened} ] && {{ command exec {NOTES}>{place}; }} 2>/dev/null || return 0"
+        yield f"printf '%s}}\\n' {_quote(beginning)} 2>/dev/null >&{NOTES} || :"
 
 
 def _publish(question: Question, code: str, newest: float) -> None:

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from udi_snakemake.activation import front_directory
 
 pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "docker-registry", "apt-get")
 
@@ -86,6 +87,40 @@ def test_what_ran_is_recorded_handed_in_and_reported(base_image: str, udi_env: d
     assert image.split()[:4] == ["1", "5", "1", "1"]
     assert image.endswith("  " + base_image.removeprefix("docker:"))  # whole, however narrow the terminal is
     assert node.endswith("  " + lines[0]["node"])
+
+
+def test_how_tasks_ended_that_nobody_waits_for(base_image: str, udi_env: dict[str, str], tmp_path: Path) -> None:
+    """Snakemake's, since bubblewrap is there anyway; those of ``udi run`` on request."""
+
+    def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        env = {**udi_env, **variables}
+        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+
+    udi_env |= {"UDI_PYTHON": sys.executable, "XDG_RUNTIME_DIR": str(tmp_path)}  # for the front
+    udi = (sys.executable, "-m", "udi_core")
+    front = os.path.join(front_directory(), "apptainer")
+    assert run(front, "pull", "--name", "x.simg", "docker://" + base_image.removeprefix("docker:")).returncode == 0
+    for status in (0, 3, 4):  # the first one by Python, the others repeated by the shell
+        done = run(front, "exec", "x.simg", "bash", "-c", f"sleep 0.2; exit {status}")
+        assert done.returncode == status, done.stderr
+    assert len(list(Path(udi_env["UDI_NODE_DIR"], "tasks").iterdir())) == 3
+    killed = "exec 2>&-; kill -KILL $PPID; sleep 600"  # bubblewrap, and so itself
+    assert run(front, "exec", "x.simg", "bash", "-c", killed).returncode < 0
+    slow = ("bash", "-c", "sleep 0.2; exit 5")
+    assert run(*udi, "run", base_image, "--", *slow, UDI_RECORD_DURATIONS="1").returncode == 5
+    refused = run(*udi, "run", base_image, "--", "/etc/passwd", UDI_RECORD_DURATIONS="1")
+    assert (refused.returncode, "cannot be executed" in refused.stderr) == (126, True)
+    assert run(*udi, "run", base_image, "--", *slow).returncode == 5
+
+    document = json.loads(run(*udi, "report", "--json").stdout)
+    assert (document["lookups"], document["total"]["failed"]) == (6, 4)
+    lines = [json.loads(text) for text in Path(udi_env["UDI_NODE_DIR"], "record.jsonl").read_text().splitlines()]
+    tasks = sorted((line for line in lines if line["by"] in ("snakemake", "run")), key=lambda line: line["start"])
+    assert [line.get("exit") for line in tasks] == [0, 3, 4, -1, 5, None]
+    assert [line["by"] for line in tasks] == ["snakemake"] * 4 + ["run"] * 2
+    assert all(line["seconds"] > 0.15 for line in (*tasks[:3], tasks[4]))
+    assert not any("seconds" in line for line in (tasks[3], tasks[5]))
+    assert not os.path.exists(os.path.join(udi_env["UDI_NODE_DIR"], "tasks"))
 
 
 def test_a_report_of_nothing(udi_env: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from udi_core.attended import attend, end_as
+from udi_core.attended import attend
 from udi_core.batch import VARIABLE, Job, directives, interpreter, prepared, recorded
 from udi_core.cli import BEGAN
 from udi_core.cli.run import read_env_file
@@ -25,6 +25,7 @@ from udi_core.sandbox import Host, LaunchSpec, build, execute, sourced
 from udi_core.slurm import options_with_value, program_at
 from udi_core.store import ImageStore, StoredImage
 from udi_core.volumes import Volume
+from udi_core.waiter import end_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

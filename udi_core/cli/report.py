@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pwd import getpwuid
 
-from udi_core import record
+from udi_core import record, task_files
 from udi_core.chart import count, draw, seconds
 from udi_core.cli.show import json_document, size, table
 from udi_core.config import load_config
@@ -33,8 +34,10 @@ def report(arguments: argparse.Namespace) -> int:
     paths = arguments.paths or [path for path in (config.record_dir, record.path(config)) if path]
     if not paths:
         raise UsageError("Nothing is recorded", "record_dir is off in the configuration.", "Set it, or name files.")
+    task_files.settle(config)
+    going_on = () if arguments.paths else task_files.running(config)
     try:
-        found = summarise(read(paths))
+        found = summarise(chain(read(paths), going_on))
     except OSError as error:
         raise UsageError("A run record cannot be read", str(error)) from error
     if arguments.svg:

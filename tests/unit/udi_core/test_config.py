@@ -80,7 +80,8 @@ def test_right_values_and_where_they_came_from(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("USER", "me")
     site = "store: /global/$USER/udi\nvolumes: [/a:/a]\nenv: {A: site}\nmemory: 64MiB\nblock_size: 1M\nidle: 0"
     user = "volumes: [/b:/b]\nenv: {A: user, B: 5}\nplatform: linux/amd64/v3\nmirrors: {docker.io: http://m:5000}"
-    config = load(tmp_path, user, site, UDI_IDLE="2.5", UDI_BACKENDS="fuse,extract")
+    config = load(tmp_path, user, site, UDI_IDLE="2.5", UDI_BACKENDS="fuse,extract", UDI_RECORD_DURATIONS="1")
+    assert config.record_durations is True
     assert config.store == "/global/me/udi" and config.volumes == ("/a:/a", "/b:/b")
     assert config.env == {"A": "site", "B": "5"} and config.idle == 2.5 and config.backends == ("fuse", "extract")
     assert (config.memory, config.block_size) == (64 << 20, 1 << 20)
