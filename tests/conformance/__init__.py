@@ -1,1 +1,1 @@
-"""Parsl's own test-suite, with every task in an image; run by scripts/parsl-conformance."""
+"""Tests of others, run in images: Parsl's own suite, Snakemake's own tests of containers."""

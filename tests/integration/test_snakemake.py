@@ -446,6 +446,7 @@ class TestSwitch:
             f"pull*) echo pulled >> {tmp_path}/calls; touch $3;; *) echo exec >> {tmp_path}/calls;; esac\n"
         )
         path.chmod(0o755)
+        (path.parent / "singularity").symlink_to("apptainer")  # what Snakemake 8 asks for
         return path.parent
 
     def test_a_real_apptainer_is_not_shadowed_without_the_switch(
