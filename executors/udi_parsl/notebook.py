@@ -114,6 +114,7 @@ class Nodes:
         names: Mapping[str, Any],
         volumes: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
     ) -> Future[Any]:
         """Run some lines of Python or shell in an image on one of the nodes.
 
@@ -123,7 +124,7 @@ class Nodes:
         self._tasks += 1
         env = dict(env or {}) if python else {**(env or {}), **{name: str(value) for name, value in names.items()}}
         kind: Any = python_app(run_lines, self._kernel) if python else bash_app(shell_lines, self._kernel)
-        app: Any = decorate(image, volumes=tuple(volumes), env=env)(kind)
+        app: Any = decorate(image, volumes=tuple(volumes), env=env, workdir=workdir or "")(kind)
         if python:
             future: Future[Any] = app(source, dict(names))
             return future

@@ -41,7 +41,16 @@ with open("{DIRECTORY}/given", "rb") as file:
 sys.argv = ["cell"]
 space = {{"__name__": "__main__"}}
 space.update(names)
-exec(compile(source, "cell", "exec"), space)
+try:
+    exec(compile(source, "cell", "exec"), space)
+except Exception as error:
+    import linecache, traceback
+    linecache.cache["cell"] = len(source), None, source.splitlines(True), "cell"
+    traceback.print_exception(type(error), error, error.__traceback__.tb_next)
+    sys.exit(1)
+unset = [name for name in wanted if name not in space]
+if unset:
+    sys.exit("The cell has not set " + ", ".join(unset) + ", which --out names.")
 if wanted:
     with open("{DIRECTORY}/made", "wb") as file:
         pickle.dump({{name: space[name] for name in wanted}}, file, protocol=4)
@@ -99,6 +108,7 @@ def run_cell(cell: Cell, progress: ProgressSink) -> tuple[int, dict[str, Any]]:
             env=env,
             workdir=cell.workdir,
             support=support,
+            by="jupyter",
             die_with_parent=True,
         )
         launch = stack.enter_context(enter(cell.image, spec, config=config, progress=progress))
@@ -120,8 +130,7 @@ def run_cell(cell: Cell, progress: ProgressSink) -> tuple[int, dict[str, Any]]:
             return status, {}
         if keep:
             return status, {cell.wanted[0]: "".join(printed)}
-        with open(os.path.join(directory, "made"), "rb") as file:
-            return status, pickle.load(file)  # noqa: S301 - from a program that runs as this user
+        return status, _take(directory)
 
 
 def _give(cell: Cell, directory: str) -> None:
@@ -134,6 +143,19 @@ def _give(cell: Cell, directory: str) -> None:
         ) from error
     with open(os.path.join(directory, "given"), "wb") as file:
         file.write(given)
+
+
+def _take(directory: str) -> dict[str, Any]:
+    try:
+        with open(os.path.join(directory, "made"), "rb") as file:
+            made: dict[str, Any] = pickle.load(file)  # noqa: S301 - from a program that runs as this user
+            return made
+    except Exception as error:
+        raise UsageError(
+            "The cell's variables cannot be read by the notebook's Python",
+            f"{type(error).__name__}: {error}",
+            "Bring back plain values, or install here what they are made of.",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -41,6 +41,7 @@ class Nodes(Protocol):
         names: Mapping[str, Any],
         volumes: Sequence[str] = ...,
         env: Mapping[str, str] | None = ...,
+        workdir: str | None = ...,
     ) -> Future[Any]: ...
     def close(self) -> None: ...
 
@@ -68,6 +69,7 @@ class UdiMagics(Magics):
             if cell is None:
                 return self._line(line_parser().parse_args(words))
             return self._cell(cell_parser().parse_args(words), cell)
+        return None  # after --help
 
     def close(self) -> None:
         """Give the nodes back; may be called twice."""
@@ -126,16 +128,17 @@ class UdiMagics(Magics):
             given={name: self._variable(name) for name in asked.given},
             wanted=tuple(asked.wanted),
         )
+        if len(cell.wanted) > 1 and (asked.nodes is not None or not cell.python):
+            kind = "A shell cell" if asked.nodes is None else "A cell on nodes"
+            raise UsageError(f"{kind} has one output", "", "Name one variable: --out text")
         if asked.nodes is not None:
             return self._spread(asked, cell)
-        if not cell.python and len(cell.wanted) > 1:
-            raise UsageError("A shell cell has one output", "", "Name one variable: --out text")
         if asked.each:
             raise UsageError("--for needs nodes", "", "Write --nodes 1 for this machine.")
         with Board(self.shell) as board:
             status, made = run_cell(cell, board.show)
         if status:
-            raise UsageError(f"The cell ended with status {status}")
+            raise MagicError(f"The cell ended with status {status}")
         self.shell.push(made)
         return None
 
@@ -163,6 +166,7 @@ class UdiMagics(Magics):
                 names={**cell.given, name: value},
                 volumes=cell.volumes,
                 env=cell.env,
+                workdir=cell.workdir,
             )
             for value in values
         ]
@@ -187,7 +191,7 @@ class UdiMagics(Magics):
     def _take(self, count: int, image: str, asked: argparse.Namespace) -> Nodes:
         """Nodes of this notebook: those that it has, or ``count`` new ones."""
         if count < 1:
-            raise UsageError("At least one node is needed")
+            raise UsageError("At least one node is needed", "", "Write --nodes 1.")
         if self._nodes is not None:
             if self._nodes.count == count:
                 return self._nodes
@@ -214,7 +218,9 @@ class UdiMagics(Magics):
 
     def _variable(self, name: str) -> Any:
         if name not in self.shell.user_ns:
-            raise UsageError(f"There is no variable {name!r} in the notebook", "--in names it.")
+            raise UsageError(
+                f"There is no variable {name!r} in the notebook", "--in names it.", "Set it in a cell before."
+            )
         return self.shell.user_ns[name]
 
 
@@ -265,11 +271,17 @@ class Table:
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Errors of ours are messages, not tracebacks; the cell fails all the same."""
+    """Errors of ours are messages, not tracebacks; the cell fails all the same.  Ends at ``--help`` without one."""
     try:
         yield
+    except _Helped:
+        pass
     except (UdiError, ValueError) as error:
         raise MagicError(str(error)) from error
+
+
+class _Helped(Exception):
+    """``--help`` was asked for, and printed."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -277,12 +289,20 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, "", f"See: {self.prog} --help")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        raise UsageError(message or "")  # after --help, which has been printed
+        raise _Helped
 
 
 def line_parser() -> argparse.ArgumentParser:
     """What ``%udi`` understands."""
-    parser = _Parser(prog="%udi", description="Images of this notebook", allow_abbrev=False)
+    # IPython gives a cell magic no line without a cell below it: %%udi --help alone would be an error.
+    cells = f"above a cell:\n{cell_parser().format_help()}"
+    parser = _Parser(
+        prog="%udi",
+        description="Images of this notebook",
+        epilog=cells,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     verbs.add_parser("images", help="the images of the store")
     pull = verbs.add_parser("pull", help="bring images into the store")
@@ -330,5 +350,5 @@ def _batch(parser: argparse.ArgumentParser) -> None:
 
 def _assignment(text: str) -> str:
     if "=" not in text:
-        raise UsageError(f"--env {text!r} is not K=V")
+        raise UsageError(f"--env {text!r} is not K=V", "", "For example: --env THREADS=4")
     return text

@@ -90,7 +90,7 @@ def prefetch(arguments: argparse.Namespace) -> int:
         for each in fetched:
             how = f"mounted ({each.backend})" if each.backend else "pulled"
             print(f"{each.stored.digest[7:19]}  {each.stored.size / 1e6:8.1f} MB  {how}  {each.image}")
-        print(f"{len(fetched)} images are ready; Snakemake finds them in {prefix}", file=sys.stderr)
+        print(f"Images that are ready: {len(fetched)}; Snakemake finds them in {prefix}", file=sys.stderr)
         _warn(found)
     return 1 if found.unknown else 0
 
@@ -117,7 +117,7 @@ def lock(arguments: argparse.Namespace) -> int:
     else:
         for each in changes:
             print(f"{each.what:8}{each.digest[7:19]}  {each.reference}")
-        print(f"{len(after.images)} images are pinned in {path}", file=sys.stderr)
+        print(f"Images that are pinned in {path}: {len(after.images)}", file=sys.stderr)
         _warn(found)
     return 1 if found.unknown else 0
 

@@ -42,7 +42,11 @@ def default_snakefile(directory: str) -> str:
         path = os.path.join(directory, place)
         if os.path.isfile(path):
             return path
-    raise UsageError("there is no Snakefile here", f"Looked for {', '.join(_STANDARD_PLACES)}.", "--snakefile FILE")
+    raise UsageError(
+        f"There is no Snakefile in {directory}",
+        f"Looked for {', '.join(_STANDARD_PLACES)}.",
+        "Go to the workflow's directory, or name the Snakefile.",
+    )
 
 
 def scan(snakefile: str) -> list[Found]:
@@ -56,7 +60,7 @@ def scan(snakefile: str) -> list[Found]:
         with open(snakefile, encoding="utf-8") as file:
             source = file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the Snakefile {snakefile} cannot be read", str(error)) from error
+        raise UsageError(f"The Snakefile {snakefile} cannot be read", str(error), "Check its name.") from error
     return list(_scan(source, os.path.abspath(snakefile), set()))
 
 

@@ -111,7 +111,7 @@ def _volumes(action: Action, host: Host) -> tuple[Volume, ...]:
         source = _absolute(bind.source, host.cwd)
         target = source if bind.target == bind.source else bind.target
         if not target.startswith("/"):
-            raise UsageError(f"the bind {bind.source}:{bind.target} has no absolute target", "", "--bind SRC:/DST")
+            raise UsageError(f"The bind {bind.source}:{bind.target} has no absolute target", "", "--bind SRC:/DST")
         volumes.append(Volume(source=source, target=os.path.normpath(target), read_only=bind.read_only))
     return tuple(volumes)
 
@@ -178,7 +178,7 @@ def _read_env_file(action: Action, cwd: str) -> dict[str, str] | None:
         with open(path, encoding="utf-8") as file:
             return parse_env_file(file.read(), path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the environment file {path} cannot be read", str(error)) from error
+        raise UsageError(f"The environment file {path} cannot be read", str(error), "Check its name.") from error
 
 
 def _vendors(action: Action) -> list[Vendor]:

@@ -61,7 +61,7 @@ def load(path: str) -> Lock:
     Raises:
         ConfigError: it is absent, damaged, or of a later version.
     """
-    hint = "Write it again: udi lock SNAKEFILE"
+    hint = "Write it anew: delete it, then udi lock"
     try:
         with open(path, "rb") as file:
             document = json.load(file)
@@ -74,7 +74,7 @@ def load(path: str) -> Lock:
             for reference, entry in document["images"].items()
         }
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the lock file {path} cannot be read", str(error), hint) from error
+        raise ConfigError(f"The lock file {path} cannot be read", str(error), hint) from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not a lock file of UDI", repr(error), hint) from error
     return Lock(path=path, images=images)
@@ -95,4 +95,8 @@ def dump(lock: Lock) -> None:
             file.write(json.dumps(document, indent=2) + "\n")
         os.replace(temporary, lock.path)
     except OSError as error:
-        raise ConfigError(f"the lock file {lock.path} cannot be written", str(error)) from error
+        raise ConfigError(
+            f"The lock file {lock.path} cannot be written",
+            error.strerror or str(error),
+            "Name another: udi lock --output FILE",
+        ) from error

@@ -100,7 +100,7 @@ def write(path: str, pointer: Pointer, *, replace: bool = False) -> Pointer:
                 os.unlink(temporary)
     except OSError as error:
         raise StoreError(
-            f"the pointer file {path} cannot be written",
+            f"The pointer file {path} cannot be written",
             str(error),
             "Choose another prefix: snakemake --apptainer-prefix DIR",
         ) from error

@@ -77,7 +77,18 @@ def test_a_python_cell_shares_variables(shell: InteractiveShell, trixie: str, ca
     assert capsys.readouterr().out == f"Cells run in {trixie}\nin __main__\n"
     with pytest.raises(UsageError, match="ended with status 1"):
         shell.run_cell_magic("udi", "--python", "1 / 0")
-    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "Traceback (most recent call last):",
+        '  File "cell", line 1, in <module>',
+    ]
+    with pytest.raises(UsageError, match="ended with status 1"):
+        shell.run_cell_magic("udi", "--python --out nothing", "pass")
+    assert "The cell has not set nothing, which --out names." in capsys.readouterr().err
+    with pytest.raises(UsageError, match="cannot be read by the notebook's Python"):
+        make = "import sys, types\nsys.modules['odd'] = module = types.ModuleType('odd')\n"
+        shell.run_cell_magic(
+            "udi", "--python --out thing", make + "exec('class C: pass', vars(module))\nthing = module.C()"
+        )
 
 
 def test_images_status_and_wrong_lines(shell: InteractiveShell, base: str, capsys: Any) -> None:
@@ -93,6 +104,7 @@ def test_images_status_and_wrong_lines(shell: InteractiveShell, base: str, capsy
         ("line", "pull oci:/none/such", "none/such"),
         ("cell", "--in nothing", "no variable 'nothing'"),
         ("cell", "--out a,b", "one output"),
+        ("cell", "--python --nodes 1 --out a,b", "one output"),
         ("cell", "--for x=range(3)", "needs nodes"),
         ("cell", "--nodes 1 --here --for x=1/0", "no values"),
         ("cell", "--in 1x", "not the name of a variable"),
@@ -103,6 +115,9 @@ def test_images_status_and_wrong_lines(shell: InteractiveShell, base: str, capsy
                 shell.run_line_magic("udi", line)
             else:
                 shell.run_cell_magic("udi", line, "true")
+    capsys.readouterr()
+    assert shell.run_line_magic("udi", "--help") is None
+    assert "usage: %%udi [-h] [-p]" in capsys.readouterr().out
 
 
 def test_an_interrupt_ends_the_cell(shell: InteractiveShell, base: str, tmp_path: Path, monkeypatch: Any) -> None:
@@ -141,10 +156,12 @@ def test_a_cell_as_tasks_here(shell: InteractiveShell, base: str, trixie: str, c
         "udi", f"--python --nodes 1 {trixie}", "import sys\nprint(sys.version_info[1]);a = 1"
     ).results() == ["13\n"]
     shell.run_cell_magic(
-        "udi", f"--nodes 1 --background --for \"word=['a', 'b']\" --out words {base}", "echo $word; test $word = a"
+        "udi",
+        f"--nodes 1 --background -w /etc --for \"word=['a', 'b']\" --out words {base}",
+        "echo $word $PWD; test $word = a",
     )
     first, second = shell.user_ns["words"]
-    assert first.result(timeout=120) == "a\n"
+    assert first.result(timeout=120) == "a /etc\n"
     assert "status 1" in str(second.exception(timeout=120))
     html = shell.display_formatter.format(second)[0]["text/html"]
     assert "failed" in html and "shell_lines" in html

@@ -140,7 +140,7 @@ class TestLock:
         reference = version("2")
         done = subprocess.run([*UDI, "lock"], cwd=first.directory, env=first.env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert "1 images are pinned" in done.stderr
+        assert "udi.lock: 1" in done.stderr
         locked = json.loads((first.directory / "udi.lock").read_text())["images"]
         assert len(locked) == 1
         # A colleague clones the workflow, with an empty store and a tag that has moved.
