@@ -20,13 +20,12 @@ import shutil
 import signal
 import socket
 import struct
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from udi_core import _process
+from udi_core import _process, temporary
 from udi_core.config import Config
 from udi_core.errors import LaunchError, PolicyError, ToolMissing, UdiError
 from udi_core.mount import MountedImage
@@ -67,6 +66,7 @@ class HostCalls:
         Raises:
             PolicyError: the site allows none.
             ToolMissing: the node has none of those that the site allows.
+            LaunchError: the node directory cannot be used.
         """
         if not config.policy.host_programs:
             raise PolicyError(
@@ -88,7 +88,12 @@ class HostCalls:
         self._running: dict[int, Any] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._directory = tempfile.mkdtemp(prefix="udi-calls-")  # 0700
+        try:
+            self._directory, self._kept = temporary.make(config.node_dir)
+        except OSError as error:
+            raise LaunchError(
+                "No directory can be made for calls to the node", str(error), "Set UDI_NODE_DIR to one of your own."
+            ) from error
         os.mkdir(os.path.join(self._directory, "bin"))
         for name in self._programs:
             os.symlink("../call", os.path.join(self._directory, "bin", name))
@@ -142,7 +147,7 @@ class HostCalls:
         self._listener.close()
         for process in running:
             _end(process)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        temporary.remove(self._directory, self._kept)
 
     def __enter__(self) -> HostCalls:
         return self

@@ -327,8 +327,11 @@ class NodeMounts:
         Returns:
             Digests of what was taken away.
         """
+        from udi_core.temporary import sweep
+
         removed = self._reap(0)
         copies.clean(self._config.node_dir, self.is_mounted)
+        sweep(self._config.node_dir)
         task_files.settle(self._config)
         record.collect(self._config)
         node_files.forget(self._config.node_dir)

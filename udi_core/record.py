@@ -15,6 +15,7 @@ import fcntl
 import os
 import time
 
+from udi_core.contexts import suppress
 from udi_core.node_files import trusted
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
@@ -82,32 +83,46 @@ def append(file: str, line: bytes) -> None:
             return
 
 
-def collect(config: Config) -> str:
-    """Move this node's record to ``record_dir``; where it is now, or "" if there was none.
+def collect(config: Config) -> list[str]:
+    """Move this node's record to ``record_dir``; the files that it became there.
 
-    Atomic for readers, and no line is lost or doubled, whatever tasks write meanwhile.
+    What an earlier call could not move comes along.  Atomic for readers, and no line is lost or doubled, whatever
+    tasks write, and whoever collects meanwhile.
     """
     file = path(config)
-    taken = f"{file}.{os.getpid()}"
-    try:
-        os.rename(file, taken)
-    except OSError:
-        return ""
-    fd = os.open(taken, os.O_RDONLY | os.O_CLOEXEC)
+    if not file:
+        return []
+    with suppress(OSError):
+        os.rename(file, f"{file}.{os.getpid()}.{time.time_ns()}")
+    found: list[str] = []
+    with suppress(OSError):  # full or read-only: what was taken stays in the node directory
+        for name in sorted(os.listdir(config.node_dir)):
+            if name.startswith(f"{NAME}."):
+                found += _hand_in(f"{config.node_dir}/{name}", config.record_dir)
+    return found
+
+
+def _hand_in(taken: str, directory: str) -> list[str]:
+    fd = os.open(taken, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)  # whoever opened it under its old name has written by now
-        os.makedirs(config.record_dir, 0o700, exist_ok=True)
+        if not os.fstat(fd).st_nlink:
+            return []  # another one handed it in meanwhile
+        os.makedirs(directory, 0o700, exist_ok=True)
         name = f"{os.environ.get('SLURMD_NODENAME') or os.uname().nodename}.{os.geteuid()}.{time.time_ns()}.jsonl"
-        target = os.path.join(config.record_dir, name)
-        part = os.path.join(config.record_dir, f".{name}.part")
-        with open(fd, "rb", closefd=False) as source, open(part, "wb") as copy:
-            while block := source.read(1 << 20):
-                copy.write(block)
-        os.rename(part, target)
+        target = os.path.join(directory, name)
+        part = os.path.join(directory, f".{name}.part")
+        try:
+            with open(fd, "rb", closefd=False) as source, open(part, "wb") as copy:
+                while block := source.read(1 << 20):
+                    copy.write(block)
+            os.rename(part, target)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
         os.unlink(taken)
-        return target
-    except OSError:
-        return ""  # full or read-only: what was taken stays in the node directory
+        return [target]
     finally:
         os.close(fd)
 

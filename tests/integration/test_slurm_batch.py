@@ -127,6 +127,11 @@ def test_steps_of_the_script_are_in_the_image_too(somebody: Account, bullseye_im
     somebody.run("scancel", "--batch", "--signal=USR1", job)
     wait_until(lambda: "was told" in somebody.output(job), lambda: somebody.output(job))
     assert somebody.status(job) == "3:0"
+    # Killed with -9, it leaves no more than one that ended well: not the socket of its calls either.
+    job = somebody.submit(somebody.write("killed.sh", script.read_text()), program=("udi", "sbatch"))
+    wait_until(lambda: "ready" in somebody.output(job), lambda: somebody.output(job))
+    assert "tmp" in somebody.left_on("h1")
+    somebody.run("scancel", "--signal=KILL", "--full", job)
     for node in somebody.slurm.nodes:
         wait_until(lambda node=node: not somebody.left_on(node), lambda node=node: somebody.left_on(node))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from pwd import getpwuid
 
-from udi_core import record, task_files
+from udi_core import task_files
 from udi_core.chart import count, draw, seconds
 from udi_core.cli.show import json_document, size, table
 from udi_core.config import load_config
@@ -31,7 +31,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Group], str]], ...] = (
 def report(arguments: argparse.Namespace) -> int:
     """Add the records up; a table, JSON, a picture."""
     config = load_config()
-    paths = arguments.paths or [path for path in (config.record_dir, record.path(config)) if path]
+    paths = arguments.paths or ([config.record_dir, config.node_dir] if config.record_dir else [])
     if not paths:
         raise UsageError("Nothing is recorded", "record_dir is off in the configuration.", "Set it, or name files.")
     task_files.settle(config)

@@ -102,14 +102,20 @@ def test_collecting_while_tasks_write_loses_nothing(config: Config) -> None:
     found = [line["task"] for name in os.listdir(config.record_dir) for line in lines(f"{config.record_dir}/{name}")]
     assert sorted(map(str, found)) == sorted(f"{number}.{each}" for number in range(4) for each in range(100))
     assert os.listdir(config.node_dir) == []
-    assert record.collect(config) == ""
+    assert record.collect(config) == []
 
 
-def test_a_record_that_cannot_be_collected_stays(config: Config, tmp_path: Path) -> None:
-    record.write(record.path(config), HEAD)
+def test_a_record_that_cannot_be_collected_is_the_next_time(config: Config, tmp_path: Path) -> None:
+    record.write(record.path(config), HEAD, task="first")
     (tmp_path / "records").write_text("a file, no directory")
-    assert record.collect(config) == ""
+    assert record.collect(config) == []
     assert [len(lines(f"{config.node_dir}/{name}")) for name in os.listdir(config.node_dir)] == [1]
+    Path(record.path(config) + ".old").write_text(HEAD + ',"task":"second"}\n')  # as of one that has grown long
+    record.write(record.path(config), HEAD, task="third")
+    (tmp_path / "records").unlink()
+    found = record.collect(config)
+    assert sorted(str(line["task"]) for path in found for line in lines(path)) == ["first", "second", "third"]
+    assert os.listdir(config.node_dir) == []
 
 
 def test_a_long_record_begins_anew(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
