@@ -14,7 +14,7 @@ from parsl.serialize.errors import SerializationError
 from udi_core import MAGIC, NotPortable, pack_arguments, specify
 from udi_parsl.images import KEYWORD, RESOLVER, Surroundings, TaskImage, Wish, frozen, same_python, task_image
 from udi_parsl.results import SUBMITTER
-from udi_parsl.shipped import ImageCommand, ImageFunction
+from udi_parsl.shipped import RUN_PAYLOAD, ImageCommand, ImageFunction, payload
 
 # Keywords for the worker, not for the task.
 _KEPT = (KEYWORD, "_parsl_monitoring")
@@ -70,8 +70,15 @@ class UdiExecutorMixin:
             func = _replace_innermost(func, _in_image)
         inner = inspect.unwrap(func)
         if isinstance(image, TaskImage) and isinstance(inner, ImageFunction):
-            args, kwargs = _packed(inner, image, args, kwargs)
+            parts, kept = _packed(inner, image, args, kwargs)
+            return self._submit_packed(func, resource_specification, parts, kept)
         return super().submit(func, resource_specification, *args, **kwargs)  # type: ignore[misc]
+
+    def _submit_packed(
+        self, func: Any, resource_specification: dict[str, Any], parts: list[Any], kept: dict[str, Any]
+    ) -> Any:
+        """Submit a task whose arguments are packed; the image and they take the place of its arguments."""
+        return super().submit(func, resource_specification, *map(bytes, parts), **kept)  # type: ignore[misc]
 
     def _default_image(self) -> TaskImage:
         if self._udi_image is None:
@@ -123,8 +130,8 @@ def _specification(func: Callable[..., Any]) -> dict[str, Any]:
 
 def _packed(
     func: ImageFunction, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[bytes, ...], dict[str, Any]]:
-    """What takes the place of a task's arguments: the image and they, as plain bytes, which Parsl pickles fast."""
+) -> tuple[list[Any], dict[str, Any]]:
+    """The image and a task's arguments as bytes and buffers, and the keywords that are for the worker."""
     kept = {key: value for key, value in kwargs.items() if key.startswith(_KEPT)}
     rest = {key: value for key, value in kwargs.items() if key not in kept}
     same = same_python(image, MAGIC)
@@ -135,7 +142,7 @@ def _packed(
     except Exception as error:
         raise NotSent("The arguments of", func.__name__, error) from error
     kept.pop(KEYWORD, None)
-    return (frozen(image), *map(bytes, parts)), kept
+    return [frozen(image), *parts], kept
 
 
 class UDIHighThroughputExecutor(UdiExecutorMixin, HighThroughputExecutor):
@@ -147,3 +154,14 @@ class UDIHighThroughputExecutor(UdiExecutorMixin, HighThroughputExecutor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("label", "htex_udi")
         super().__init__(*args, **kwargs)
+
+    def _submit_packed(
+        self, func: Any, resource_specification: dict[str, Any], parts: list[Any], kept: dict[str, Any]
+    ) -> Any:
+        if not isinstance(func, ImageFunction):  # Parsl's monitoring or walltime is around it
+            return super()._submit_packed(func, resource_specification, parts, kept)
+        self.validate_resource_spec(resource_specification)
+        context: dict[str, Any] = {"task_executor": {"f": RUN_PAYLOAD}}
+        if resource_specification:
+            context["resource_spec"] = resource_specification
+        return self.submit_payload(context, payload(func, parts))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pickle import PickleBuffer
 from typing import Any
 
 from parsl.app.errors import RemoteExceptionWrapper
@@ -52,10 +53,14 @@ class ImageFunction(_Shipped):
         self._pickled: bytes | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
+        return _open_function, (self.pickled(),)
+
+    def pickled(self) -> bytes:
+        """What :func:`_open_function` opens; made once."""
         if self._pickled is None:
             values = self.specification, self.__module__, self._submitter
             self._pickled = pickle.dumps(values, protocol=4)
-        return _open_function, (self._pickled,)
+        return self._pickled
 
     def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._opened_at_home(worker.run_function(image, self.specification, args, kwargs))
@@ -71,6 +76,25 @@ class ImageFunction(_Shipped):
 @lru_cache(256)
 def _open_function(data: bytes) -> ImageFunction:
     return ImageFunction(*pickle.loads(data))  # noqa: S301 - inside a pickle that Parsl opened already
+
+
+#: The name by which HTEX's workers find :func:`run_payload`.
+RUN_PAYLOAD = f"{__name__}.run_payload"
+
+
+def payload(function: ImageFunction, parts: Sequence[Any]) -> bytes:
+    """A task for :func:`run_payload`: ``parts`` are its image and its packed arguments, bytes or buffers.
+
+    HTEX's own form of a task goes three times through dill, a pickler in Python.
+    """
+    buffers = [PickleBuffer(part) if isinstance(part, memoryview) else part for part in parts]
+    return pickle.dumps((function.pickled(), *buffers), protocol=5)
+
+
+def run_payload(data: bytes) -> Any:
+    """Run a task on a worker of HTEX, in the place of Parsl's ``execute_task``."""
+    function, *parts = pickle.loads(data)  # noqa: S301 - as Parsl opens its own
+    return _open_function(function)(*parts)
 
 
 class ImageCommand(_Shipped):

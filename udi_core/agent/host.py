@@ -27,6 +27,7 @@ DIRECTORY = "/.udi/agent"
 LIBRARY = "/.udi/lib"
 
 _POLL_MS = 200
+_POLL = struct.pack("ll", 0, _POLL_MS * 1000)  # struct timeval
 _TICK = 0.01
 _START_SECONDS = 120.0  # a cold Python on a busy parallel file system
 
@@ -57,9 +58,10 @@ class Agent:
         self._cpu = 0.0
         #: Functions that the agent has got; it keeps them for its life.
         self._functions: set[str] = set()
+        self._asked = ("", ""), b""
         self._fd = ours.fileno()
-        self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _POLL)
+        self._answers = _Answers(ours, self._lost)
         hello = pickle.loads(self._receive(time.monotonic() + _START_SECONDS)[0])  # noqa: S301 - our own agent
         self.python: str = hello["python"]
         self.magic: bytes = hello["magic"]
@@ -77,14 +79,19 @@ class Agent:
         Waits in short polls, so that an exception that another thread throws into this one (Parsl's walltime)
         gets through; the agent must then be closed.
         """
-        name = specification["id"]
-        sent = {"id": name, "magic": specification["magic"], "name": specification["name"]}
-        if name not in self._functions:
-            sent = specification
-        request = "call", sent, directory, self.protocol
-        self._send([pickle.dumps(request, protocol=4), *arguments])
-        self._functions.add(name)
+        self._send([self._request(specification, directory), *arguments])
+        self._functions.add(specification["id"])
         return self._receive()
+
+    def _request(self, specification: dict[str, Any], directory: str) -> bytes:
+        """The first part of a call; the very same bytes for the same function, which the agent then need not open."""
+        if specification["id"] not in self._functions:
+            return pickle.dumps(("call", specification, directory, self.protocol), protocol=4)
+        key = specification["id"], directory
+        if self._asked[0] != key:
+            sent = {name: specification[name] for name in ("id", "magic", "name")}
+            self._asked = key, pickle.dumps(("call", sent, directory, self.protocol), protocol=4)
+        return self._asked[1]
 
     def spawn(
         self,
@@ -98,9 +105,8 @@ class Agent:
 
         At the time-out, and on any exception, the program and its descendants are killed.
         """
-        self._send([pickle.dumps(("spawn", list(argv), directory), protocol=4)])
         descriptors = array.array("i", [output, errors])
-        self._socket.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+        self._send([pickle.dumps(("spawn", list(argv), directory), protocol=4)], descriptors)
         _, pid = pickle.loads(self._receive()[0])  # noqa: S301
         deadline = None if timeout is None else time.monotonic() + timeout
         ended = False
@@ -171,42 +177,20 @@ class Agent:
             self._process.kill()
         self._process.wait()
 
-    def _send(self, parts: Sequence[Any]) -> None:
+    def _send(self, parts: Sequence[Any], descriptors: array.array[int] | None = None) -> None:
         try:
-            in_image.send(self._fd, parts)
+            if descriptors is None:
+                in_image.send(self._fd, parts)
+            else:
+                data = b"".join([in_image.frame(parts), *parts])
+                sent = self._socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+                self._socket.sendall(data[sent:])
         except (BrokenPipeError, ConnectionResetError):
             raise self._lost() from None
 
     def _receive(self, deadline: float | None = None) -> list[bytearray]:
         """The parts of one frame; none at the deadline."""
-        if not self._wait(deadline):
-            return []
-        (count,) = struct.unpack(">I", self._read(4))
-        sizes = struct.unpack(f">{count}Q", self._read(8 * count))
-        return [self._read(size) for size in sizes]
-
-    def _wait(self, deadline: float | None) -> bool:
-        while True:
-            left = _POLL_MS if deadline is None else min(_POLL_MS, max(0, (deadline - time.monotonic()) * 1000))
-            if self._poll.poll(left):
-                return True
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-
-    def _read(self, size: int) -> bytearray:
-        data = bytearray(size)
-        view = memoryview(data)
-        while view:
-            try:
-                count = os.readv(self._fd, [view])
-            except ConnectionResetError:
-                count = 0
-            if not count:
-                raise self._lost()
-            view = view[count:]
-            if view:
-                self._wait(None)
-        return data
+        return self._answers.receive() if deadline is None or self._answers.wait(deadline) else []
 
     def _lost(self) -> AgentLost:
         try:
@@ -218,6 +202,39 @@ class Agent:
             f"It ended with {status}; what it printed is in the worker's standard error.",
             "Killed by the out-of-memory killer, a crash in a C extension, or no working Python in the image.",
         )
+
+
+class _Answers(in_image.Stream):
+    """Frames from an agent."""
+
+    def __init__(self, connection: socket.socket, lost: Callable[[], Exception]) -> None:
+        super().__init__()
+        self._socket, self._lost = connection, lost
+
+    def read(self, view: memoryview) -> int:
+        """As the base class; raises what ``lost`` returns if the agent has gone."""
+        while True:
+            try:
+                count = self._socket.recv_into(view)
+            except BlockingIOError:
+                continue  # the socket's own time-out (socket(7), SO_RCVTIMEO), for exceptions of other threads
+            except ConnectionResetError:
+                count = 0
+            if not count:
+                raise self._lost()
+            return count
+
+    def wait(self, deadline: float) -> bool:
+        """Whether there is something to read before time.monotonic() is ``deadline``."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        while self._begin == self._end:
+            left = deadline - time.monotonic()
+            if poll.poll(min(_POLL_MS, max(0, left * 1000))):
+                break
+            if left <= 0:
+                return False
+        return True
 
 
 def kill_tree(pid: int) -> None:

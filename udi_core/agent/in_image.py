@@ -5,15 +5,17 @@ be newer than 3.6.  It talks over a stream socket that it is given as standard i
 runs: a task that reads or prints must not disturb it.
 
 Frames, both ways: ``>I`` count of parts, ``>Q`` size of each, then the parts.  The first part is a pickle; further
-parts are its out-of-band buffers (PEP 574), which spares large arrays a copy on each side.
+parts are its out-of-band buffers (PEP 574), which spares large arrays a copy on each side.  A part is bytes, or a
+buffer of bytes.
 
 Requests: ``("call", specification, directory, protocol)``, followed by a recipe of what the arguments need (or an empty
 part) and by the pickled arguments, is answered by ``b"ok"`` and the pickled result (``b"plain"``
 if that is a small value of a builtin type, which may be opened anywhere), or by ``("error", description)``.
-``("spawn", argv, directory)``, followed by one byte that carries the descriptors of standard output and
-error (unix(7), SCM_RIGHTS), is answered twice: ``("started", pid)`` and ``("ended", status)``.
+``("spawn", argv, directory)``, whose frame carries the descriptors of standard output and error (unix(7), SCM_RIGHTS),
+is answered twice: ``("started", pid)`` and ``("ended", status)``.
 """
 
+import _socket  # and not socket, which costs a start 5 ms
 import importlib
 import os
 import pickle
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _OUT_OF_BAND = sys.version_info >= (3, 8)
+_AHEAD = 65536
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _functions = {}  # type: dict[str, Any]
 _workshops = {}  # type: dict[str, Any]
@@ -39,35 +42,93 @@ class AgentError(Exception):
     """The function cannot be run by this Python."""
 
 
-def read_exactly(fd: int, size: int) -> bytearray:
-    """``size`` bytes of a descriptor as a writable buffer; the process ends if the other side has gone."""
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        count = os.readv(fd, [view])
+class Stream:
+    """Frames from a stream; a small one costs one read, and a large part goes where it shall be at once."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(_AHEAD)
+        self._view = memoryview(self._buffer)
+        self._begin = self._end = 0
+
+    def read(self, view: memoryview) -> int:
+        """Wait for bytes, put some into ``view``, and return how many; never 0."""
+        raise NotImplementedError
+
+    def receive(self) -> "list[bytearray]":
+        """The parts of the next frame."""
+        self._ahead(4)
+        (count,) = struct.unpack_from(">I", self._buffer, self._begin)
+        self._ahead(4 + 8 * count)
+        sizes = struct.unpack_from(">%dQ" % count, self._buffer, self._begin + 4)
+        self._begin += 4 + 8 * count
+        return [self._part(size) for size in sizes]
+
+    def _ahead(self, size: int) -> None:
+        """Have the next ``size`` bytes in the buffer, and whatever comes with them."""
+        have = self._end - self._begin
+        if have < size:
+            if size > len(self._buffer):
+                self._buffer = bytearray(self._view[self._begin : self._end]) + bytearray(size - have)
+                self._view = memoryview(self._buffer)
+            elif self._begin:
+                self._view[:have] = self._buffer[self._begin : self._end]
+            self._begin, self._end = 0, have
+            while self._end < size:
+                self._end += self.read(self._view[self._end :])
+
+    def _part(self, size: int) -> bytearray:
+        begin, self._begin = self._begin, min(self._begin + size, self._end)
+        have = self._begin - begin
+        if have == size:
+            return self._buffer[begin : self._begin]
+        data = bytearray(size)
+        view = memoryview(data)
+        view[:have] = self._view[begin : self._begin]
+        while have < size:
+            have += self.read(view[have:])
+        return data
+
+
+class Requests(Stream):
+    """Frames from the process outside; this one ends when that has gone."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+        self._room = _socket.CMSG_SPACE(2 * struct.calcsize("i"))
+        self._descriptors = b""
+
+    def read(self, view: memoryview) -> int:
+        count, ancillary, _, _ = self._socket.recvmsg_into([view], self._room)
         if not count:
             os._exit(0)
-        view = view[count:]
-    return data
+        if ancillary:
+            self._descriptors = ancillary[0][2]
+        return count
+
+    def descriptors(self) -> "tuple[int, int]":
+        """The descriptors of output and errors that came with the last frame."""
+        output, errors = struct.unpack("ii", self._descriptors)
+        return output, errors
 
 
-def receive(fd: int) -> "list[bytearray]":
-    """The parts of one frame."""
-    (count,) = struct.unpack(">I", read_exactly(fd, 4))
-    sizes = struct.unpack(">%dQ" % count, read_exactly(fd, 8 * count))
-    return [read_exactly(fd, size) for size in sizes]
+def frame(parts: "Sequence[Any]") -> bytes:
+    """The beginning of a frame, which the parts follow."""
+    return struct.pack(">I%dQ" % len(parts), len(parts), *map(len, parts))
 
 
 def send(fd: int, parts: "Sequence[Any]") -> None:
     """Write one frame, in one system call if the socket has room: each would wake the reader."""
-    views = [memoryview(part).cast("B") for part in parts]
-    views.insert(0, memoryview(struct.pack(">I%dQ" % len(views), len(views), *[view.nbytes for view in views])))
+    views = [frame(parts)]  # type: list[Any]
+    views += parts
+    if sum(map(len, views)) <= _AHEAD:
+        views = [b"".join(views)]
     while views:
         count = os.writev(fd, views[:1000])  # IOV_MAX is 1024
-        while views and count >= views[0].nbytes:
-            count -= views.pop(0).nbytes
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
         if count:
-            views[0] = views[0][count:]
+            views[0] = memoryview(views[0])[count:]
 
 
 def dumps(value: "Any", protocol: "int | None" = None) -> "list[Any]":
@@ -222,7 +283,7 @@ _STEPS = {
 
 def describe(error: BaseException, python: str) -> "dict[str, Any]":
     """An exception as plain values, and pickled if it can be."""
-    import traceback  # here, and socket below: each costs a start some 5 ms
+    import traceback  # here: it costs a start 5 ms
 
     kind = type(error)
     return {
@@ -320,22 +381,14 @@ def _with_code(value: "Any", own: "tuple[str, ...]") -> bytes:
     return file.getvalue()
 
 
-def spawn(request: "Any", requests: int, environ: "dict[str, str]") -> int:
+def spawn(request: "Any", output: int, errors: int, environ: "dict[str, str]") -> int:
     """Start a program; its process id.
 
     It stays in the process group of the worker: what a provider does to that group, it does to this program too.  It
     gets the environment that the agent itself began with: a task may have changed ``os.environ`` since, which is not
     for others to see.
     """
-    import socket
-
     _, argv, directory = request
-    connection = socket.socket(fileno=requests)
-    try:
-        _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(2 * struct.calcsize("i")))
-    finally:
-        connection.detach()
-    output, errors = struct.unpack("ii", ancillary[0][2])
     try:
         _change_directory(directory)
         if hasattr(os, "posix_spawnp"):
@@ -386,31 +439,35 @@ def main() -> None:
     if library:
         # Before the image's own: what the submit side has pickled, its version of cloudpickle can open.
         sys.path.insert(0, library)
-    requests = os.dup(0)
+    fd = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     python = ".".join(map(str, sys.version_info[:3]))
     hello = {"magic": MAGIC_NUMBER, "python": python, "protocol": 5 if _OUT_OF_BAND else 4, "pid": os.getpid()}
-    send(requests, [pickle.dumps(hello, protocol=4)])
+    send(fd, [pickle.dumps(hello, protocol=4)])
+    requests = Requests(fd)
+    asked, request = b"", None  # type: Any, Any
     while True:
-        parts = receive(requests)
-        request = pickle.loads(parts[0])
+        parts = requests.receive()
+        if parts[0] != asked:  # else it is the last one's function, with other arguments
+            asked = parts[0]
+            request = pickle.loads(asked)
         if request[0] == "call":
             answer = call(request, parts[1:], python)
-            del parts, request
+            del parts
             for stream in (sys.stdout, sys.stderr):
                 try:
                     stream.flush()
                 except (OSError, ValueError):
                     pass
-            send(requests, answer)
+            send(fd, answer)
         else:
-            pid = spawn(request, requests, environ)
-            send(requests, [pickle.dumps(("started", pid), protocol=4)])
+            pid = spawn(request, *requests.descriptors(), environ)
+            send(fd, [pickle.dumps(("started", pid), protocol=4)])
             _, status = os.waitpid(pid, 0) if pid else (0, 127 << 8)
             code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            send(requests, [pickle.dumps(("ended", code), protocol=4)])
+            send(fd, [pickle.dumps(("ended", code), protocol=4)])
 
 
 if __name__ == "__main__":

@@ -172,6 +172,14 @@ def test_a_program_that_is_not_there(agent: Agent, tmp_path: Path) -> None:
     assert "no-such-program" in (tmp_path / "out").read_text()
 
 
+def test_a_command_longer_than_the_sockets_buffer_keeps_its_streams(agent: Agent, tmp_path: Path) -> None:
+    argv = ("sh", "-c", "echo $# $1", "sh", *(("x" * 10_000,) * 200))
+    with open(tmp_path / "output", "w") as file:
+        assert agent.spawn(argv, "/", file.fileno(), file.fileno()) == 0
+    assert (tmp_path / "output").read_text() == f"200 {'x' * 10_000}\n"
+    assert spawned(agent, "echo short", tmp_path) == (0, "short\n")
+
+
 def test_a_program_and_its_descendants_end_at_the_timeout(agent: Agent, tmp_path: Path) -> None:
     begin = time.monotonic()
     status, _ = spawned(agent, "(sleep 60 & echo $! >&2; wait); true", tmp_path, timeout=0.5)
