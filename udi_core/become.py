@@ -11,11 +11,11 @@ capabilities(7), prctl(2).
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import sys
 
+from udi_core import clib
 from udi_core.contexts import contextmanager, suppress
 from udi_core.errors import CommandNotFound, LaunchError, NotExecutable
 from udi_core.layout import Plan, Step
@@ -38,8 +38,8 @@ _RESOLVE_IN_ROOT = 0x10
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 24, 38, 47
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
+_syscall, _prctl, _mount_call, _umount2 = map(clib.function, ("syscall", "prctl", "mount", "umount2"))
+_unshare, _setns, _signal, _capset = map(clib.function, ("unshare", "setns", "signal", "capset"))
 
 # What a kernel says that gives ordinary users no user namespace that they could mount in.
 _FORBIDDING = (
@@ -68,15 +68,15 @@ def can_become() -> bool:
     if os.uname().machine not in _PIVOT_ROOT or len(os.listdir("/proc/self/task")) != 1:
         return False
     # A kernel that knows the call complains of the size; an older one, or a seccomp filter, does not get there.
-    result = _libc.syscall(_MOUNT_SETATTR, -1, b"", 0, None, 0)
-    return bool(result == -1 and ctypes.get_errno() == errno.EINVAL)
+    result = _syscall(_MOUNT_SETATTR, -1, b"", 0, None, 0)
+    return bool(result == -1 and clib.error() == errno.EINVAL)
 
 
 def restore_signals() -> None:
     """Undo that Python ignores SIGPIPE and SIGXFSZ: what a process ignores it ignores after exec as well."""
     # The C library's call: the module signal imports enum, which costs a warm start 3 ms.
     for number in (13, 25):
-        _libc.signal(number, None)
+        _signal(number, None)
 
 
 def become(plan: Plan) -> NoReturn:
@@ -91,7 +91,7 @@ def become(plan: Plan) -> NoReturn:
         os.chdir(plan.workdir)
         _drop_privileges()
         if plan.die_with_parent:
-            _check(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
+            _check(_prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
     except OSError as error:
         raise LaunchError(
             "The sandbox could not be built",
@@ -105,14 +105,14 @@ def _enter_namespaces(server: int) -> None:
     if server:
         for name, kind in (("user", _CLONE_NEWUSER), ("mnt", _CLONE_NEWNS)):
             fd = os.open(f"/proc/{server}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            _check(_libc.setns(fd, kind), f"setns {name}")
+            _check(_setns(fd, kind), f"setns {name}")
             os.close(fd)
     uid, gid = os.geteuid(), os.getegid()
     # Root in a container often lacks CAP_SYS_ADMIN, and needs a user namespace as everybody does.
     # In the namespace of a server a task has all it takes, and stays in it: ranks of one node that read each other's
     # memory (process_vm_readv(2)) must be in one user namespace.
-    if (uid and not server) or _libc.unshare(_CLONE_NEWNS):
-        _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "a user namespace")
+    if (uid and not server) or _unshare(_CLONE_NEWNS):
+        _check(_unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "a user namespace")
         for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
@@ -162,9 +162,9 @@ def _mount_view(plan: Plan) -> None:
             os.close(source)
     os.fchdir(root)
     os.close(root)
-    _check(_libc.syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
+    _check(_syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
     # The old root now lies over the new one (pivot_root(2), NOTES).
-    _check(_libc.umount2(b".", _MNT_DETACH), "umount2")
+    _check(_umount2(b".", _MNT_DETACH), "umount2")
     os.chdir("/")
 
 
@@ -198,7 +198,7 @@ def _move_in(source: int, root: int, target: str, path: str) -> None:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
         where = _open_in(root, target)
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-    _check(_libc.syscall(_MOVE_MOUNT, source, b"", where, b"", flags), target)
+    _check(_syscall(_MOVE_MOUNT, source, b"", where, b"", flags), target)
     os.close(where)
 
 
@@ -232,35 +232,32 @@ def _terminal() -> str:
     return ""
 
 
-class _Attributes(ctypes.Structure):
-    """struct mount_attr of linux/mount.h."""
-
-    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
+def _words(*values: int) -> bytes:
+    """A structure of 64-bit integers."""
+    return b"".join(value.to_bytes(8, sys.byteorder) for value in values)
 
 
 def _clone(path: str, attributes: int) -> int:
     """A descriptor of a detached copy of a mount and all mounts in it, with attributes added."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
-    fd = _check(_libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), path)
+    fd = _check(_syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), path)
     _set_attributes(fd, attributes, _AT_RECURSIVE)
     return fd
 
 
 def _set_attributes(fd: int, attributes: int, recursive: int) -> None:
-    how = _Attributes(attributes)
-    flags = _AT_EMPTY_PATH | recursive
-    _check(_libc.syscall(_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(how), ctypes.sizeof(how)), "mount_setattr")
+    how = _words(attributes, 0, 0, 0)  # struct mount_attr of linux/mount.h
+    _check(_syscall(_MOUNT_SETATTR, fd, b"", _AT_EMPTY_PATH | recursive, how, len(how)), "mount_setattr")
 
 
 def _move(fd: int, path: str) -> None:
-    _check(_libc.syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(path), _MOVE_MOUNT_F_EMPTY_PATH), path)
+    _check(_syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(path), _MOVE_MOUNT_F_EMPTY_PATH), path)
 
 
 def _open_in(root: int, path: str) -> int:
     """A descriptor of a path, with every symbolic link on the way taken to lie in ``root``."""
-    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)  # struct open_how
-    name = os.fsencode(path)
-    return _check(_libc.syscall(_OPENAT2, root, name, ctypes.byref(how), ctypes.sizeof(how)), path)
+    how = _words(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)  # struct open_how
+    return _check(_syscall(_OPENAT2, root, os.fsencode(path), how, len(how)), path)
 
 
 def _tmpfs(path: str) -> None:
@@ -269,18 +266,18 @@ def _tmpfs(path: str) -> None:
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
     names = [os.fsencode(text) if text else None for text in (source, target, kind)]
-    _check(_libc.mount(*names, ctypes.c_ulong(flags), data.encode() or None), target)
+    _check(_mount_call(*names, clib.UnsignedLong(flags), data.encode() or None), target)
 
 
 def _drop_privileges() -> None:
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     # An empty bounding set keeps the exec of uid 0 from bringing the capabilities back.
     number = 0
-    while _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+    while _prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
         number += 1
-    _libc.prctl(_PR_CAP_AMBIENT, 4, 0, 0, 0)  # PR_CAP_AMBIENT_CLEAR_ALL
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
-    _check(_libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+    _prctl(_PR_CAP_AMBIENT, 4, 0, 0, 0)  # PR_CAP_AMBIENT_CLEAR_ALL
+    header = (0x20080522).to_bytes(4, sys.byteorder) + bytes(4)  # _LINUX_CAPABILITY_VERSION_3, of this process
+    _check(_capset(header, bytes(24)), "capset")
 
 
 def _execute(command: tuple[str, ...], env: Mapping[str, str]) -> NoReturn:
@@ -325,6 +322,6 @@ def _shell(path: str, command: tuple[str, ...], env: Mapping[str, str]) -> None:
 
 def _check(result: int, what: str) -> int:
     if result < 0:
-        code = ctypes.get_errno()
+        code = clib.error()
         raise OSError(code, os.strerror(code), what)
     return result

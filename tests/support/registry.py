@@ -104,7 +104,8 @@ def running_registry(
 
     Args:
         storage: an existing directory to keep blobs in; by default a temporary one.
-        configuration: top-level keys merged over the registry's configuration (``{"auth": …}``).
+        configuration: top-level keys merged over the registry's configuration (``{"auth": …}``); those of ``http``
+            are added to the address (``{"http": {"tls": …}}``).
 
     Raises:
         ToolMissing: ``docker-registry`` is not installed.
@@ -143,8 +144,8 @@ def _start(
             "delete": {"enabled": True},
             "maintenance": {"uploadpurging": {"enabled": False}},
         },
-        "http": {"addr": f"127.0.0.1:{port}"},
         **more,
+        "http": {"addr": f"127.0.0.1:{port}", **more.get("http", {})},
     }
     path = directory / "config.yml"
     path.write_text(json.dumps(configuration))  # JSON is YAML
