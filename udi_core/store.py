@@ -5,7 +5,7 @@
     images/sha256/<aa>/<hex>/image.squashfs   immutable once published; <hex> is the platform manifest's digest
     images/sha256/<aa>/<hex>/image.json       what is known of it; see StoredImage
     tags/<registry>/<repository>/<tag>.json   what a reference was seen to name, and when
-    uses/sha256/<hex>/<node>                  nodes that have it mounted
+    uses/sha256/<hex>/<node>                  nodes that have it mounted, and jobs that wait for it
     tmp/  locks/
 
 Readers take no lock.  An image is published by one rename of a whole directory, so a reader sees all of it or none;
@@ -43,6 +43,10 @@ _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, Recursio
 #: Seconds after which a mark of use that nobody renewed is a dead node's.  Longer than any job: what cannot renew its
 #: mark (a mount by root that one task uses all the time) must not lose its image.
 STALE = 14 * 86400.0
+#: Begins the name of a mark that belongs to a job of Slurm (:mod:`udi_core.queued`); and seconds after which it counts
+#: as forgotten: jobs may wait for weeks.
+JOB = "job."
+STALE_JOB = 90 * 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,7 +370,7 @@ class ImageStore:
         if users:
             raise StoreError(
                 f"Image {digest[:19]} is in use",
-                f"It is mounted on: {', '.join(users)}.",
+                f"It is mounted on, or wanted by: {', '.join(users)}.",
                 "Try again when the tasks end.",
             )
         with translated(self.root):
@@ -494,9 +498,24 @@ class ImageStore:
             os.unlink(self._use_path(digest, node))
 
     def users(self, digest: str, *, stale: float = STALE) -> list[str]:
-        """The nodes that have an image mounted; marks older than ``stale`` seconds are not counted."""
+        """The nodes that have an image mounted, and the jobs that want it.
+
+        Marks of nodes that are older than ``stale`` seconds are not counted, nor those of jobs after
+        :data:`STALE_JOB`.
+        """
         directory = os.path.dirname(self._use_path(digest, "x"))
-        return [name for name in _listdir(directory) if _age(os.path.join(directory, name)) < stale]
+
+        def counts(name: str) -> bool:
+            return _age(os.path.join(directory, name)) < (STALE_JOB if name.startswith(JOB) else stale)
+
+        return [name for name in _listdir(directory) if counts(name)]
+
+    def uses(self) -> Iterator[tuple[str, str]]:
+        """All marks of use: the image's digest, and who uses it."""
+        top = os.path.join(self.root, "uses", "sha256")
+        for name in _listdir(top):
+            for user in _listdir(os.path.join(top, name)):
+                yield f"sha256:{name}", user
 
     def _use_path(self, digest: str, node: str) -> str:
         return os.path.join(self.root, "uses", digest.replace(":", "/"), node)

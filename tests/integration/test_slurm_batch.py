@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from tests.support import images, oci
 from tests.support import slurm as slurms
 from tests.support.cluster import Account, account, cluster, wait_until
 from tests.support.slurm import Slurm
+from tests.support.user import OrdinaryUser
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*slurms.TOOLS, "bwrap", "squashfuse_ll", "fusermount3", "setpriv")]
 
@@ -134,6 +137,38 @@ def test_steps_of_the_script_are_in_the_image_too(somebody: Account, bullseye_im
     somebody.run("scancel", "--signal=KILL", "--full", job)
     for node in somebody.slurm.nodes:
         wait_until(lambda node=node: not somebody.left_on(node), lambda node=node: somebody.left_on(node))
+
+
+def test_a_job_that_waits_keeps_its_image(
+    slurm: Slurm, ordinary_user: OrdinaryUser, push: Callable[..., str], tmp_path: Path
+) -> None:
+    def push_marked(name: str) -> str:
+        layer = oci.Layer.of(oci.file("marker", name))
+        return push(images.derive(images.image("tiny"), tmp_path / name, [layer]), "batch/moves")
+
+    with account(slurm, ordinary_user) as somebody:
+        reference = push_marked("first")
+        script = somebody.write("waits.sh", f"#!/bin/sh\n#UDI --image={reference}\ncat /marker\n")
+        job = somebody.submit(script, "--hold", program=("udi", "sbatch"))
+        push_marked("second")
+        somebody.run("udi", "pull", "-q", reference)
+        assert "removed 0 images" in somebody.run("udi", "gc", "--grace=0").stdout
+        (mark,) = (somebody.store / "uses").glob("sha256/*/*")
+        assert mark.name == f"job.virtual.{job}.{somebody.uid}"
+        refused = somebody.run("udi", "rm", f"id:{mark.parent.name}", check=False)
+        assert (refused.returncode, f"wanted by: {mark.name}" in refused.stderr) == (73, True), refused.stderr
+        # Removed by other means, it is pulled again when the job starts.
+        shutil.rmtree(somebody.store / "images" / "sha256" / mark.parent.name[:2] / mark.parent.name)
+        somebody.run("scontrol", "release", job)
+        assert somebody.status(job) == "0:0", somebody.output(job)
+        said = (
+            f"udi: {reference.removeprefix('docker:')} was removed since the job was submitted, and is pulled again\n"
+        )
+        assert somebody.output(job) == f"{said}first"
+        for node in slurm.nodes:
+            wait_until(lambda node=node: not somebody.left_on(node), lambda node=node: somebody.left_on(node))
+        somebody.run("udi", "gc", "--grace=0")
+        assert not mark.exists()
 
 
 def test_what_is_wrong_is_said_when_submitting(somebody: Account) -> None:

@@ -18,12 +18,15 @@ from udi_core.config import Config, load_config
 from udi_core.errors import ImageAbsent, LaunchError, PolicyError, ToolMissing, UsageError
 from udi_core.mixed import for_this_node, pull_for_nodes, stored_for_nodes
 from udi_core.mount import NodeMounts
-from udi_core.node_kind import parse_kinds
+from udi_core.node_kind import DEFAULT, parse_kinds
 from udi_core.programs import PROGRAM
+from udi_core.queued import submitting
 from udi_core.ranks import calls_for_ranks
+from udi_core.reference import ImageReference
 from udi_core.sandbox import Host, LaunchSpec, build, execute, sourced
 from udi_core.slurm import options_with_value, program_at
 from udi_core.store import ImageStore, StoredImage
+from udi_core.values import replace
 from udi_core.volumes import Volume
 from udi_core.waiter import end_as
 
@@ -71,12 +74,21 @@ def sbatch(arguments: argparse.Namespace) -> int:
     # A comment of the user's own stays; then the images are mounted by whatever comes first.
     if not any(word.startswith("--comment") for word in theirs) and not re.search(r"(?m)^#SBATCH\s.*--comment", text):
         theirs.append("--comment=udi:" + ",".join(f"{kind}=id:{digest[7:]}" for kind, digest in job.images.items()))
-    with tempfile.TemporaryDirectory(prefix="udi-sbatch-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="udi-sbatch-") as directory,
+        submitting(ImageStore(config.store), job.images.values()) as submission,
+    ):
         # Slurm calls a job by its script's name, and reads the script before sbatch ends.
         path = os.path.join(directory, name)
         with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(prepared(text, job, PROGRAM))
-        return _process.spawn([program, *theirs, path, *words[at + 1 :]]).wait()
+        process = _process.spawn([program, *theirs, path, *words[at + 1 :]], stdout=_process.PIPE)
+        # Line by line: with --wait, sbatch goes on for as long as the job.
+        for line in process.stdout or ():
+            sys.stdout.buffer.write(line)
+            sys.stdout.flush()
+            submission.hear(line.decode(errors="replace"))
+        return process.wait()
 
 
 def batch(arguments: argparse.Namespace) -> int:
@@ -96,7 +108,7 @@ def batch(arguments: argparse.Namespace) -> int:
         ) from error
     config = load_config()
     job = recorded(text) or _job_of(text, config)
-    image = _image(job)
+    image = _image(job, config)
     command = (*(job.interpreter or (image.shell or "/bin/sh",)), path, *rest)
     # Slurm keeps its copy of the script where only this job needs to look.
     support = (Volume(source=path, target=path, read_only=True),)
@@ -124,7 +136,7 @@ def step(arguments: argparse.Namespace) -> NoReturn:
     if not words:
         raise UsageError("No program was given", "", "Write: srun udi step PROGRAM [ARGUMENT…]")
     config, job = load_config(), Job.decode(os.environ[VARIABLE])
-    image = _image(job)
+    image = _image(job, config)
     mounted = NodeMounts(config, ImageStore(job.store)).mount(image)
     spec = _spec(job, sourced(job.setup, image.shell, tuple(words)))
     execute(build(spec, mounted, config, Host.observe(mounted)), BEGAN)
@@ -206,8 +218,21 @@ def _job_of(text: str, config: Config) -> Job:
     )
 
 
-def _image(job: Job) -> StoredImage:
-    return ImageStore(job.store).image(for_this_node(job.images, ", ".join(job.references.values())))
+def _image(job: Job, config: Config) -> StoredImage:
+    """This node's image; pulled again if somebody has removed it since the job was submitted."""
+    store = ImageStore(job.store)
+    digest = for_this_node(job.images, ", ".join(job.references.values()))
+    try:
+        return store.image(digest)
+    except ImageAbsent:
+        kind = next(kind for kind, each in job.images.items() if each == digest)
+        reference = ImageReference.parse(job.references.get(kind) or job.references[DEFAULT])
+        if reference.transport != "docker":
+            raise
+        print(f"udi: {reference.short} was removed since the job was submitted, and is pulled again", file=sys.stderr)
+    from udi_core.pull import pull
+
+    return pull(replace(reference, tag=None, digest=digest), store, replace(config, store=job.store))
 
 
 def _spec(job: Job, command: tuple[str, ...], support: tuple[Volume, ...] = ()) -> LaunchSpec:

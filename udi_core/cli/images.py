@@ -13,6 +13,7 @@ from udi_core.config import load_config
 from udi_core.errors import ImageAbsent
 from udi_core.image_config import Platform
 from udi_core.platforms import parse_platform
+from udi_core.queued import review
 from udi_core.reference import ImageReference
 from udi_core.store import ImageStore, StoredImage
 from udi_core.store import verify as verify_image
@@ -141,6 +142,7 @@ def rm(arguments: argparse.Namespace) -> int:
     """``udi rm``: a tag is forgotten, and its images removed if nothing else names them; an id removes the image."""
     config = load_config()
     store = ImageStore(config.store)
+    review(store)
 
     def remove(digest: str) -> None:
         if store.users(digest):
@@ -179,6 +181,7 @@ def gc(arguments: argparse.Namespace) -> int:
 
     config = load_config()
     store = ImageStore(config.store)
+    review(store)
     mounted = {state.digest for state in NodeMounts(config, store).status()}
     report = store.gc(dry_run=arguments.dry_run, busy=mounted.__contains__, grace=arguments.grace)
     if arguments.json:
