@@ -89,10 +89,5 @@ def udi_env() -> Iterator[dict[str, str]]:
 @pytest.fixture
 def ordinary_user() -> Iterator[user.OrdinaryUser]:
     """An ordinary user that reaches this clone and its interpreter; see tests/support/user.py."""
-    if os.getuid() == 0:
-        tools.need(user.TOOLS)
-    with user.ordinary_user() as account:
-        for path in (account.python, __file__):
-            if not account.can_read(path):
-                pytest.skip(f"{path} lies in a directory that no ordinary user may enter; .ci/run tests a copy")
+    with user.for_tests() as account:
         yield account

@@ -412,7 +412,7 @@ def _volumes(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]:
 
 
 def _automatic(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]:
-    """The caller's own directories, at the same path as on the node."""
+    """The caller's own directories, and that of its step's PMIx server, at the same path as on the node."""
     unknown = set(config.automatic) - set(_AUTOMATIC)
     if unknown:
         raise ConfigError(
@@ -426,9 +426,10 @@ def _automatic(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]
         "scratch": host.environ.get("SCRATCH", ""),
         "tmpdir": host.environ.get("TMPDIR", ""),
         "cwd": host.cwd,
+        "PMIx": host.environ.get("PMIX_SERVER_TMPDIR", ""),
     }
     found: dict[str, Mount] = {}
-    for name in _AUTOMATIC:
+    for name in paths:
         path = paths[name]
         if not path.startswith("/"):
             continue
@@ -438,7 +439,7 @@ def _automatic(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]
         if denied_target(config.policy, path):
             continue
         denied = denied_source(config.policy, path, host.node)
-        if denied or name not in config.automatic or (name == "home" and not spec.home):
+        if denied or name not in (*config.automatic, "PMIx") or (name == "home" and not spec.home):
             if name in ("home", "tmp"):
                 found[path] = Mount("tmpfs", "", f"The {name} directory")
         elif host.node.kind(resolve(host.node, path)) == "dir":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,14 +17,16 @@ import pytest
 
 from tests.support import images, oci
 from tests.support import slurm as slurms
+from tests.support import user as users
 from tests.support.cluster import CONTRIB, Account, account, cluster
 from tests.support.slurm import Slurm
 
-LIBRARY = "/usr/lib/x86_64-linux-gnu/libmpich.so.12"
+DEBIAN = Path("/usr/lib/x86_64-linux-gnu")
+LIBRARY = DEBIAN / "libmpich.so.12"
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.needs(*slurms.TOOLS, "bwrap", "squashfuse_ll", "setpriv", "mpirun.mpich", "apt-get"),
+    pytest.mark.needs(*slurms.TOOLS, "bwrap", "squashfuse_ll", "setpriv", "mpirun.mpich", "mpirun.openmpi", "apt-get"),
 ]
 
 RANKS = """
@@ -42,7 +46,7 @@ seen = {
     "size": world.size,
     "sum": world.allreduce(world.rank),
     "large": large.count(b"x"),
-    "node": os.environ["SLURMD_NODENAME"],
+    "node": os.environ.get("SLURMD_NODENAME", os.uname().nodename),
     "together": node.size,
     "users": os.readlink("/proc/self/ns/user"),
     "usr": os.stat("/usr").st_dev,
@@ -79,21 +83,45 @@ def mpich(libraries: Path, push: Callable[..., str], tmp_path_factory: pytest.Te
     return push(images.derive(images.image("numeric"), layout, layers, env=env), "test/mpich")
 
 
+@pytest.fixture(scope="module")
+def openmpi(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image with mpi4py and Debian's Open MPI: its plugins where it looks for them, and all libraries aside."""
+    plugins = [
+        *sorted((DEBIAN / "openmpi/lib/openmpi3").glob("*.so")),
+        *sorted((DEBIAN / "pmix2/lib/pmix").glob("*.so")),
+    ]
+    texts = [path for top in ("/etc/openmpi", "/usr/share/openmpi") for path in sorted(Path(top).rglob("*"))]
+    libraries = {"libmpi.so.40": DEBIAN / "libmpi.so.40"}
+    needed = subprocess.run(["ldd", *plugins, *libraries.values()], capture_output=True, text=True, check=True).stdout
+    for line in needed.splitlines():
+        words = line.split()
+        # The C library is the image's.
+        if words[1:2] == ["=>"] and not re.match(r"lib(c|m|dl|pthread|rt|resolv)\.so|ld-linux", words[0]):
+            libraries[words[0]] = Path(words[2])
+    entries = [oci.file(f"opt/openmpi/{name}", path.read_bytes(), 0o755) for name, path in sorted(libraries.items())]
+    entries += [oci.file(str(path)[1:], path.read_bytes(), 0o755) for path in (*plugins, *texts) if path.is_file()]
+    layers = [images.python_layer("mpi4py", name="numeric"), oci.Layer.of(*entries)]
+    env = ["LD_LIBRARY_PATH=/opt/openmpi", "MPI4PY_MPIABI=openmpi"]
+    layout = tmp_path_factory.mktemp("openmpi") / "layout"
+    return push(images.derive(images.image("numeric"), layout, layers, env=env), "test/openmpi")
+
+
 def _tree(directory: Path, place: str) -> Iterator[oci.Entry]:
     for path in sorted(directory.rglob("*")):
         name = f"{place}/{path.relative_to(directory)}"
         yield oci.directory(name) if path.is_dir() else oci.file(name, path.read_bytes(), 0o755)
 
 
-def _check(somebody: Account, image: str, **env: str) -> None:
-    # Four nodes are one machine here.  Root's ranks may share memory across them; those of a user are in a user
-    # namespace on each node, as on a real cluster, where no rank would take another node's memory for its own's.
-    nodes = somebody.slurm.nodes[: 1 if somebody.uid else 4]
+def _check(
+    somebody: Account, image: str, nodes: Sequence[str], *, mpi: str = "pmi2", udi: str = "udi", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Two ranks on each of these nodes, as ``srun`` starts them."""
     script = somebody.write("ranks.py", RANKS)
     count = 2 * len(nodes)
-    options = ("--mpi=pmi2", f"--nodelist={','.join(nodes)}", f"-n{count}", "--ntasks-per-node=2")
-    done = somebody.run("srun", *options, "udi", "run", image, "--", "python3", str(script), **env)
+    options = (f"--mpi={mpi}", f"--nodelist={','.join(nodes)}", f"-n{count}", "--ntasks-per-node=2")
+    done = somebody.run("srun", *options, udi, "run", image, "--", "python3", str(script), **env)
     _check_ranks(json.loads(done.stdout.splitlines()[-1]), nodes)
+    return done
 
 
 def _check_ranks(ranks: list[dict[str, Any]], nodes: Sequence[str]) -> None:
@@ -111,12 +139,36 @@ def _check_ranks(ranks: list[dict[str, Any]], nodes: Sequence[str]) -> None:
         assert len({rank["usr"] for rank in here}) == 1, "one mount for all ranks of a node"
 
 
-@pytest.fixture(params=["root", "user"])
-def somebody(slurm: Slurm, request: pytest.FixtureRequest) -> Iterator[Account]:
-    """Root, whose images the kernel mounts, and an ordinary user, whose images a user namespace of the node shows."""
-    who = request.getfixturevalue("ordinary_user") if request.param == "user" else None
-    with account(slurm, who, **({"UDI_BACKENDS": "namespace"} if who else {})) as found:
+@pytest.fixture(scope="module")
+def root(slurm: Slurm) -> Iterator[Account]:
+    """Root, whose images the kernel mounts."""
+    with account(slurm) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def user(slurm: Slurm) -> Iterator[Account]:
+    """An ordinary user, whose images a user namespace of the node shows to all ranks there."""
+    with users.for_tests() as who, account(slurm, who, UDI_BACKENDS="namespace") as found:
+        yield found
+
+
+@pytest.fixture(params=["root", "user"])
+def somebody(request: pytest.FixtureRequest) -> Account:
+    found: Account = request.getfixturevalue(request.param)
+    return found
+
+
+def _with(somebody: Account, variable: str, path: Path) -> str:
+    """A program that is ``udi`` with another value of one of the variables that the account's own has fixed."""
+    text = (somebody.directory / "udi").read_text()
+    return str(somebody.write(f"udi-{path.stem}", text.replace(f"{variable}=/nonexistent", f"{variable}={path}")))
+
+
+def _mpich_nodes(somebody: Account) -> Sequence[str]:
+    # Four nodes are one machine here.  Root's ranks may share memory across them; those of a user are in a user
+    # namespace on each node, as on a real cluster, where no rank would take another node's memory for its own's.
+    return somebody.slurm.nodes[: 1 if somebody.uid else 4]
 
 
 def test_an_image_gets_the_mpi_of_the_machine(
@@ -129,15 +181,32 @@ def test_an_image_gets_the_mpi_of_the_machine(
         f"modules:\n  mpich:\n    volumes: ['{libraries}:/opt/udi/mpich:ro']\n"
         "    env: {LD_LIBRARY_PATH: /opt/udi/mpich, MPI4PY_MPIABI: mpich}\n",
     )
-    program = somebody.directory / "udi"
-    program.write_text(program.read_text().replace("UDI_SITE_CONFIG=/nonexistent", f"UDI_SITE_CONFIG={site}"))
     somebody.run("udi", "pull", "-q", image)
-    _check(somebody, image, UDI_MODULES="mpich")
+    udi = _with(somebody, "UDI_SITE_CONFIG", site)
+    _check(somebody, image, _mpich_nodes(somebody), udi=udi, UDI_MODULES="mpich")
 
 
 def test_an_image_brings_its_own_mpi(somebody: Account, mpich: str) -> None:
     somebody.run("udi", "pull", "-q", mpich)
-    _check(somebody, mpich)
+    _check(somebody, mpich, _mpich_nodes(somebody))
+
+
+def test_open_mpi_by_pmix(somebody: Account, openmpi: str) -> None:
+    somebody.run("udi", "pull", "-q", openmpi)
+    # PMIx's server keeps files where no task looks, as below a site's /var/spool: here, with /tmp hidden.
+    config = somebody.write("few.yaml", "automatic: [home, cwd]\n")
+    done = _check(somebody, openmpi, somebody.slurm.nodes, mpi="pmix", udi=_with(somebody, "UDI_CONFIG", config))
+    assert "PMIX ERROR" not in done.stderr
+
+
+@pytest.mark.parametrize("mpi", ["mpich", "openmpi"])
+def test_ranks_on_one_machine_by_its_mpirun(somebody: Account, mpi: str, request: pytest.FixtureRequest) -> None:
+    image = request.getfixturevalue(mpi)
+    script = somebody.write("ranks.py", RANKS)
+    somebody.run("udi", "pull", "-q", image)
+    options = ["--oversubscribe", "--allow-run-as-root"] if mpi == "openmpi" else []
+    done = somebody.run(f"mpirun.{mpi}", *options, "-n", "2", "udi", "run", image, "--", "python3", str(script))
+    _check_ranks(json.loads(done.stdout.splitlines()[-1]), [os.uname().nodename])
 
 
 PARSL = """
@@ -180,20 +249,19 @@ if __name__ == "__main__":
 """
 
 
-def test_mpi_executor_starts_ranks_in_the_image_of_its_task(slurm: Slurm, mpich: str) -> None:
-    with account(slurm) as somebody:
-        script = somebody.write("parsl_mpi.py", PARSL)
-        somebody.write("ranks.py", RANKS)
-        done = somebody.run(sys.executable, str(script), mpich)
-        tasks = json.loads(done.stdout.splitlines()[-1])
-        for number, ranks in enumerate(tasks):
-            _check_ranks(ranks, ranks_nodes := sorted({rank["node"] for rank in ranks}))
-            assert len(ranks_nodes) == 2
-            assert {rank["mark"] for rank in ranks} == {"in the image"}
-            expected = ["by the decorator", str(number), True] if number < 2 else ["", "", False]
-            assert all(rank["asked"] == expected for rank in ranks)
-        # Two tasks at once have nodes of their own.
-        assert {rank["node"] for ranks in tasks[:2] for rank in ranks} == set(slurm.nodes)
+def test_mpi_executor_starts_ranks_in_the_image_of_its_task(root: Account, mpich: str) -> None:
+    script = root.write("parsl_mpi.py", PARSL)
+    root.write("ranks.py", RANKS)
+    done = root.run(sys.executable, str(script), mpich)
+    tasks = json.loads(done.stdout.splitlines()[-1])
+    for number, ranks in enumerate(tasks):
+        _check_ranks(ranks, ranks_nodes := sorted({rank["node"] for rank in ranks}))
+        assert len(ranks_nodes) == 2
+        assert {rank["mark"] for rank in ranks} == {"in the image"}
+        expected = ["by the decorator", str(number), True] if number < 2 else ["", "", False]
+        assert all(rank["asked"] == expected for rank in ranks)
+    # Two tasks at once have nodes of their own.
+    assert {rank["node"] for ranks in tasks[:2] for rank in ranks} == set(root.slurm.nodes)
 
 
 SNAKEFILE = """
@@ -219,30 +287,29 @@ with open(snakemake.output[0], "wb") as output:
 
 
 @pytest.mark.timeout(600)
-def test_snakemake_starts_ranks_in_the_image_of_the_rule(slurm: Slurm, mpich: str) -> None:
-    with account(slurm) as somebody:
-        somebody.write("Snakefile", SNAKEFILE.format(image=mpich))
-        somebody.write("script.py", SCRIPT)
-        somebody.write("ranks.py", RANKS)
-        # Jobs of the executor know of Slurm's configuration what is in /etc, where this cluster's is not.
-        srun = shutil.which("srun")
-        somebody.write("srun", f'#!/bin/sh\nSLURM_CONF={slurm.conf} exec {srun} "$@"\n')
-        done = somebody.run(
-            sys.executable,
-            *("-m", "snakemake", "--sdm", "apptainer", "--executor", "slurm", "--jobs", "4", "--latency-wait", "60"),
-            *("--slurm-no-account", "--slurm-status-command", "squeue"),
-            *("--slurm-init-seconds-before-status-checks", "1", "--default-resources", "mem_mb=100", "runtime=10"),
-            check=False,
-            timeout=500,
-            UDI_SNAKEMAKE="1",
-        )
-        logs = (somebody.directory / ".snakemake" / "slurm_logs").rglob("*.log")
-        assert done.returncode == 0, "\n".join([done.stdout, done.stderr, *(log.read_text() for log in logs)])
-        for name, count in (("shell", 2), ("script", 1)):
-            ranks = json.loads((somebody.directory / f"{name}.json").read_text())
-            nodes = sorted({rank["node"] for rank in ranks})
-            assert len(nodes) == count
-            _check_ranks(ranks, nodes)
-            assert {(rank["mark"], rank["asked"][1]) for rank in ranks} == {
-                ("in the image", "yes" if name == "shell" else "")
-            }
+def test_snakemake_starts_ranks_in_the_image_of_the_rule(root: Account, mpich: str) -> None:
+    root.write("Snakefile", SNAKEFILE.format(image=mpich))
+    root.write("script.py", SCRIPT)
+    root.write("ranks.py", RANKS)
+    # Jobs of the executor know of Slurm's configuration what is in /etc, where this cluster's is not.
+    srun = shutil.which("srun")
+    root.write("srun", f'#!/bin/sh\nSLURM_CONF={root.slurm.conf} exec {srun} "$@"\n')
+    done = root.run(
+        sys.executable,
+        *("-m", "snakemake", "--sdm", "apptainer", "--executor", "slurm", "--jobs", "4", "--latency-wait", "60"),
+        *("--slurm-no-account", "--slurm-status-command", "squeue"),
+        *("--slurm-init-seconds-before-status-checks", "1", "--default-resources", "mem_mb=100", "runtime=10"),
+        check=False,
+        timeout=500,
+        UDI_SNAKEMAKE="1",
+    )
+    logs = (root.directory / ".snakemake" / "slurm_logs").rglob("*.log")
+    assert done.returncode == 0, "\n".join([done.stdout, done.stderr, *(log.read_text() for log in logs)])
+    for name, count in (("shell", 2), ("script", 1)):
+        ranks = json.loads((root.directory / f"{name}.json").read_text())
+        nodes = sorted({rank["node"] for rank in ranks})
+        assert len(nodes) == count
+        _check_ranks(ranks, nodes)
+        assert {(rank["mark"], rank["asked"][1]) for rank in ranks} == {
+            ("in the image", "yes" if name == "shell" else "")
+        }

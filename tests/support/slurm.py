@@ -90,10 +90,13 @@ def virtual_slurm(
     for made in (top, top / "state", local):
         made.mkdir(parents=True, exist_ok=True)
         made.chmod(0o755)
+    local.chmod(0o1777)  # the submit side is a node too
     names = tuple(f"h{i + 1}" for i in range(nodes - nodes // 2)) + tuple(f"k{i + 1}" for i in range(nodes // 2))
     controller, *node_ports = _free_ports(1 + nodes)
     conf = top / "slurm.conf"
     conf.write_text(_slurm_conf(top, names, controller, node_ports, cpus, settings))
+    # The nodes share /tmp, in which PMIx's servers make directories of the same name.
+    conf.with_name("mpi.conf").write_text(f"PMIxCliTmpDirBase={local}\n")
     _resolvable(socket.gethostname())
     try:
         _start_munge(top)

@@ -19,6 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
+from tests.support import tools
 from udi_core import _process
 
 ACCOUNT = "games"
@@ -127,6 +130,18 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
             _end_processes(str(user.home))
             for mountpoint in mounts_below(home):
                 _process.run(["umount", "-l", mountpoint], check=False)
+
+
+@contextlib.contextmanager
+def for_tests() -> Iterator[OrdinaryUser]:
+    """:func:`ordinary_user` for a test, which is skipped if it reaches neither this clone nor its interpreter."""
+    if os.getuid() == 0:
+        tools.need(TOOLS)
+    with ordinary_user() as account:
+        for path in (account.python, __file__):
+            if not account.can_read(path):
+                pytest.skip(f"{path} lies in a directory that no ordinary user may enter; .ci/run tests a copy")
+        yield account
 
 
 def mounts_below(directory: str | os.PathLike[str]) -> list[str]:

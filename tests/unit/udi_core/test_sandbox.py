@@ -336,6 +336,9 @@ def test_the_caller_s_directories() -> None:
         "--bind /tmp/job /tmp/job",
         "--bind /scratch/ada/run /scratch/ada/run",
     }
+    # Where the server of a step keeps what its ranks read, that is seen whatever is configured.
+    environ["PMIX_SERVER_TMPDIR"], node["/var/spool/slurmd/pmix.1.0"] = "/var/spool/slurmd/pmix.1.0/", "dir"
+    assert "--bind /var/spool/slurmd/pmix.1.0 /var/spool/slurmd/pmix.1.0" in shown(config={"automatic": ()})
     # An empty home between /tmp and the current directory must not hide the latter.
     environ, node = {"HOME": "/tmp/ada"}, {**NODE, "/tmp/ada/run": "dir"}
     lines = mounts(launch(environ=environ, node=node, cwd="/tmp/ada/run", home=False).argv)
