@@ -36,12 +36,19 @@ def adopt(node_dir: str, image: StoredImage, part: str) -> str:
 
     Raises:
         CorruptImage: it is not what the store says the image is.
-        OSError: it is not there.
+        StoreError: it is not there.
     """
     from dataclasses import replace
 
+    from udi_core.errors import StoreError
     from udi_core.store import verify
 
+    if not os.path.exists(part):
+        raise StoreError(
+            "This node has not got its copy of the image",
+            f"{part} is not there; another node took it if {os.path.dirname(part)} is not each node's own.",
+            "Let UDI_NODE_DIR name a directory on the node's own disk.",
+        )
     try:
         verify(replace(image, squashfs=part))
         path = _path(node_dir, image.digest)

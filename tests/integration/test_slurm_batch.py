@@ -70,8 +70,9 @@ def test_a_script_runs_in_the_image_of_its_node(somebody: Account, mixed: dict[s
     data.mkdir()
     (data / "input").write_text("the input\n")
     script = somebody.write("fit.sh", SCRIPT.format(**mixed, data=data))
-    for node, marker in (("h1", "v3"), ("k1", "knl")):
-        job = somebody.submit(script, "-w", node, program=("udi", "sbatch"), arguments=["an argument"])
+    instead = f"--image={mixed['knl']}"
+    for node, marker, *options in (("h1", "v3"), ("k1", "knl"), ("h1", "knl", instead)):
+        job = somebody.submit(script, "-w", node, *options, program=("udi", "sbatch"), arguments=["an argument"])
         assert somebody.status(job) == "7:0", somebody.output(job)
         said, *rest = somebody.output(job).splitlines()
         assert said == f"image={marker} argument=an argument colour=blue job=fit.sh host={node}"

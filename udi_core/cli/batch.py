@@ -53,7 +53,8 @@ def sbatch(arguments: argparse.Namespace) -> int:
     ours, theirs = split_options(words[:at])
     name, text = _read_script(words[at:])
     said = _options([*directives(text), *ours])
-    references = parse_kinds(said.image)
+    # As with sbatch's own options: what the command line says takes the place of what the script says.
+    references = parse_kinds(_options(ours).image or said.image)
     if not references:
         raise UsageError(
             "The script names no image",

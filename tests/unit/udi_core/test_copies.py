@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from udi_core import copies
-from udi_core.errors import CorruptImage
+from udi_core.errors import CorruptImage, StoreError
 from udi_core.image_config import ImageConfig
 from udi_core.store import StoredImage
 
@@ -49,3 +49,8 @@ def test_a_damaged_copy_is_not_used(tmp_path: Path, wrong: bytes) -> None:
     with pytest.raises(CorruptImage):
         copies.adopt(str(tmp_path), IMAGE, str(part))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_copy_that_another_node_took_is_missed_in_words(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="another node took it"):
+        copies.adopt(str(tmp_path), IMAGE, str(tmp_path / "part"))
