@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from udi_core.config import Config
 from udi_core.errors import ImageAbsent, UdiError, UnsupportedImage, UsageError
@@ -21,23 +21,34 @@ _Get = Callable[[ImageReference, Platform | None], StoredImage]
 
 
 def pull_for_nodes(
-    references: Mapping[str, str], store: ImageStore, config: Config, progress: ProgressSink = ignore
+    references: Mapping[str, str],
+    store: ImageStore,
+    config: Config,
+    progress: ProgressSink = ignore,
+    *,
+    levels: Collection[str] | None = None,
+    platform: Platform | None = None,
 ) -> dict[str, StoredImage]:
     """Pull what nodes of every kind may choose among.
 
-    ``references`` maps node kinds to image references (see :func:`udi_core.node_kind.parse_kinds`).  An index that
-    is named for ``default`` is pulled for every x86-64 level that it has an image for, and the levels become kinds
-    of the result; so :func:`udi_core.node_kind.choose_kind` on the result's keys is all that a node has to do.
+    An index that is named for ``default`` is pulled for x86-64 levels, which become kinds of the result; so
+    :func:`udi_core.node_kind.choose_kind` on the result's keys is all that a node has to do.
+
+    Args:
+        references: node kinds and image references (see :func:`udi_core.node_kind.parse_kinds`).
+        levels: ``"v1"`` … ``"v4"``, to which this machine's own is added; default: all that the index has.  If there
+            are none, this machine's image is for all nodes.
+        platform: what to pull in the place of this machine's platform, and of that of each kind.
 
     Raises:
-        UdiError: the first image that cannot be pulled.
+        UdiError: the first image that cannot be pulled, or a level that an index does not have.
     """
     from udi_core.pull import pull  # the HTTP client, which a node does not need
 
     def get(reference: ImageReference, platform: Platform | None) -> StoredImage:
         return pull(reference, store, config, platform=platform, progress=progress)
 
-    return _collect(references, get, store, config)
+    return _collect(references, get, store, _Wanted(levels, platform, config))
 
 
 def stored_for_nodes(references: Mapping[str, str], store: ImageStore, config: Config) -> dict[str, StoredImage]:
@@ -46,7 +57,7 @@ def stored_for_nodes(references: Mapping[str, str], store: ImageStore, config: C
     Raises:
         ImageAbsent: a reference of which nothing is there.
     """
-    return _collect(references, store.lookup, store, config)
+    return _collect(references, store.lookup, store, _Wanted(None, None, config))
 
 
 def for_this_node(images: Mapping[str, str], what: str) -> str:
@@ -79,40 +90,65 @@ def without_repeats(levels: Mapping[str, StoredImage]) -> dict[str, StoredImage]
     """Levels, highest first, without those whose image the next lower one has as well; ``v1`` becomes ``default``."""
     kept: dict[str, StoredImage] = {}
     names = list(levels)
-    for name, lower in zip(names, [*names[1:], ""], strict=True):
+    for name, lower in zip(names, [*names[1:], ""], strict=False):
         if lower and levels[lower].digest == levels[name].digest:
             continue
         kept[DEFAULT if name == "v1" else name] = levels[name]
     return kept
 
 
-def _collect(references: Mapping[str, str], get: _Get, store: ImageStore, config: Config) -> dict[str, StoredImage]:
+class _Wanted:
+    """Which platforms of an index.
+
+    Attributes:
+        platform: one for all nodes, or None.
+        levels: names of levels, highest first.
+        optional: the index may lack some of them.
+    """
+
+    def __init__(self, levels: Collection[str] | None, platform: Platform | None, config: Config) -> None:
+        self.platform, self.optional = platform, levels is None
+        host = host_platform()
+        alone = platform is not None or bool(config.platform) or host.architecture != "amd64"
+        #: This machine's image is for the nodes of other kinds, of whatever level.
+        self.default = alone or not (self.optional or levels)
+        if levels is None:
+            levels = () if alone else _LEVELS
+        elif levels and not alone:
+            levels = {*levels, host.variant or _LEVELS[-1]}
+        self.levels = sorted(levels, reverse=True)
+
+
+def _collect(references: Mapping[str, str], get: _Get, store: ImageStore, wanted: _Wanted) -> dict[str, StoredImage]:
     found: dict[str, StoredImage] = {}
     # The default first: what is named for ``v3`` wins over what the default's index has for that level.
     for kind, text in sorted(references.items(), key=lambda each: each[0] != DEFAULT):
         reference = ImageReference.parse(text)
         if kind == DEFAULT:
-            found.update(_every_level(reference, get, store, config))
+            found.update(_every_level(reference, get, store, wanted))
         else:
-            found[kind] = get(reference, platform_of(kind))
+            found[kind] = get(reference, wanted.platform or platform_of(kind))
     return found
 
 
-def _every_level(reference: ImageReference, get: _Get, store: ImageStore, config: Config) -> dict[str, StoredImage]:
-    if config.platform or host_platform().architecture != "amd64":
-        return {DEFAULT: get(reference, None)}
+def _every_level(reference: ImageReference, get: _Get, store: ImageStore, wanted: _Wanted) -> dict[str, StoredImage]:
     found: dict[str, StoredImage] = {}
     refused: UdiError | None = None
-    for name in _LEVELS:
+    for name in wanted.levels:
         try:
-            image = get(reference, Platform(variant="" if name == "v1" else name))
+            image = get(reference, Platform(variant="" if name == _LEVELS[-1] else name))
         except (UnsupportedImage, ImageAbsent) as error:
+            if not wanted.optional:
+                raise
             refused = error
             continue
         tag = store.tag(reference)
         if tag is None or tag.digest == image.digest or tag.digest.startswith(("file:", "dir:")):
             return {DEFAULT: image}  # no index: there is nothing to choose
         found[name] = image
+    found = without_repeats(found)
+    if wanted.default:
+        found[DEFAULT] = get(reference, wanted.platform)
     if not found and refused is not None:
         raise refused
-    return without_repeats(found)
+    return found

@@ -47,10 +47,10 @@ def image(
         workdir: directory of the tasks; default: the worker's, where the image shows it.
         python: the image's interpreter, if it is not the ``python3`` on its PATH.
         platform: ``os/architecture[/variant]``; default: the submitting machine's.
-        variants: x86-64 levels (``("v2", "v4")``) to have ready for nodes unlike the submitting machine.
+        variants: x86-64 levels (``("v2", "v4")``) that nodes have, beside the submitting machine's own.
 
     Raises:
-        UsageError: the reference or a volume is malformed, or what is decorated is not an app.
+        UsageError: the reference, the platform or a volume is malformed, or what is decorated is not an app.
     """
     wish = Wish.parse(reference, platform, tuple(variants))
     around = Surroundings(

@@ -16,18 +16,20 @@ from udi_core import (
     Config,
     ImageReference,
     ImageStore,
-    Platform,
+    ProgressSink,
     StoredImage,
     UsageError,
     ancestry,
     check_kind,
     choose_kind,
+    ignore,
     load_config,
     parse_platform,
 )
 
 #: The keyword by which a task carries its image; a call may give a reference by it.
 KEYWORD = "udi_image"
+_LEVELS = ("v1", "v2", "v3", "v4")
 #: Pulls that run at once; each of them uses two cores and one connection.
 _PULLS = 2
 
@@ -38,7 +40,7 @@ class Wish:
 
     Attributes:
         references: node kind -> image reference; ``"default"`` is for nodes of no other kind.
-        variants: pull also for these x86-64 levels (``"v2"`` … ``"v4"``), for nodes that differ from this one.
+        variants: x86-64 levels (``"v2"`` … ``"v4"``) that the nodes of no named kind may have.
     """
 
     references: tuple[tuple[str, str], ...]
@@ -52,7 +54,7 @@ class Wish:
         """Check what a user wrote.
 
         Raises:
-            UsageError: a malformed reference, an empty mapping, a kind that no node is of.
+                UsageError: a malformed reference or platform, an empty mapping, a kind that no node is of.
         """
         references = {"default": reference} if isinstance(reference, str) else dict(reference)
         if not references:
@@ -60,9 +62,29 @@ class Wish:
         for kind, each in references.items():
             check_kind(kind)
             ImageReference.parse(each)
-        for kind in variants:
-            check_kind(kind)
+        for level in variants:
+            if level not in _LEVELS:
+                raise UsageError(f"{level!r} is no x86-64 level", "", f"Write {', '.join(_LEVELS)}.")
+        if platform:
+            parse_platform(platform)
         return cls(references=tuple(references.items()), platform=platform or "", variants=tuple(variants))
+
+    def pull(self, store: ImageStore, config: Config, progress: ProgressSink = ignore) -> dict[str, StoredImage]:
+        """Pull what nodes may choose among, by node kinds.
+
+        Raises:
+            UdiError: the first image that cannot be pulled.
+        """
+        from udi_core import pull_for_nodes  # the HTTP client, which workers must not load
+
+        return pull_for_nodes(
+            dict(self.references),
+            store,
+            config,
+            progress,
+            levels=self.variants,
+            platform=parse_platform(self.platform) if self.platform else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,23 +231,10 @@ def task_image(wish: Wish, around: Surroundings, choices: tuple[Choice, ...]) ->
 
 def _resolve(wish: Wish) -> tuple[Choice, ...]:
     config = load_config()
-    store = ImageStore(config.store)
-    platform = parse_platform(wish.platform) if wish.platform else None
-    found = []
-    for kind, text in wish.references:
-        reference = ImageReference.parse(text)
-        found.append(_choice(kind, _pull(reference, store, config, platform)))
-        for variant in wish.variants:
-            level = Platform(architecture="amd64", variant="" if variant == "v1" else variant)
-            found.append(_choice(variant, _pull(reference, store, config, level)))
+    found = wish.pull(ImageStore(config.store), config)
     # What fits only some nodes comes first, and "default" last.
-    return tuple(sorted(found, key=lambda each: (each.kind == "default", not each.kind.startswith("v"), each.kind)))
-
-
-def _pull(reference: ImageReference, store: ImageStore, config: Config, platform: Platform | None) -> StoredImage:
-    from udi_core import pull  # the HTTP client, which workers must not load
-
-    return pull(reference, store, config, platform=platform)
+    kinds = sorted(found, key=lambda kind: (kind == "default", not kind.startswith("v"), kind))
+    return tuple(_choice(kind, found[kind]) for kind in kinds)
 
 
 def _choice(kind: str, image: StoredImage) -> Choice:

@@ -9,22 +9,29 @@ from collections.abc import Mapping, Sequence
 from parsl.launchers.base import Launcher
 
 from udi_core import Config, ImageReference, ImageStore, ProgressSink, StoredImage, ignore, load_config
+from udi_parsl.images import Wish
 
 
 def prefetch(
-    *references: str | Mapping[str, str], config: Config | None = None, progress: ProgressSink = ignore
+    *references: str | Mapping[str, str],
+    platform: str | None = None,
+    variants: Sequence[str] = (),
+    config: Config | None = None,
+    progress: ProgressSink = ignore,
 ) -> list[StoredImage]:
     """Pull images now, so that the first tasks need not wait; idempotent.
+
+    The arguments are those of :func:`udi_parsl.image`; whatever a node may choose is pulled, and each image is in the
+    result once.
 
     Raises:
         UdiError: the first image that cannot be pulled.
     """
-    from udi_core import pull  # the HTTP client, which workers must not load
-
     config = config or load_config()
     store = ImageStore(config.store)
-    texts = [text for each in references for text in ([each] if isinstance(each, str) else each.values())]
-    return [pull(ImageReference.parse(text), store, config, progress=progress) for text in dict.fromkeys(texts)]
+    wishes = [Wish.parse(each, platform, tuple(variants)) for each in references]
+    found = [image for wish in dict.fromkeys(wishes) for image in wish.pull(store, config, progress).values()]
+    return list({image.digest: image for image in found}.values())
 
 
 class WarmLauncher(Launcher):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 import os
 import platform
 import signal
@@ -27,7 +29,7 @@ from parsl.serialize.errors import SerializationError
 from udi_parsl import ImageTaskError, UdiExecutorMixin, UDIHighThroughputExecutor, image, prefetch, retry_handler
 from udi_parsl.images import RESOLVER
 
-from tests.support import oci
+from tests.support import images, oci
 from udi_core import AgentLost, ImageReference, ImageStore, UsageError, load_config, pull, run
 
 pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "docker-registry", "apt-get")
@@ -424,6 +426,57 @@ def test_a_mapping_of_node_kinds_chooses_on_the_node(
         assert app(2).result()[0] == only(2).result()[0] == "trixie"
     with pytest.raises(UsageError, match="'hasswell' is not a kind of node"):
         image({"hasswell": base_image})
+
+
+@pytest.fixture
+def levels(tmp_path: Path) -> str:
+    """An index with an image for x86-64 levels 1, 3 and 4 each, whose ``/level`` names it."""
+    layout, tiny = oci.Layout(tmp_path / "levels"), images.image("tiny")
+    below = [
+        oci.Layer(data=gzip.decompress(tiny.blob_path(each["digest"]).read_bytes()))
+        for each in tiny.read(tiny.find())["layers"]
+    ]
+    made = [
+        layout.add_image([*below, oci.Layer.of(oci.file("level", level))], tag=None, platform=f"linux/amd64{level}")
+        for level in ("", "/v3", "/v4")
+    ]
+    layout.add_index(made)
+    return f"oci:{layout.path}"
+
+
+def test_variants_and_kinds_are_ready_for_nodes_unlike_the_submitting_machine(
+    levels: str, trixie_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(stdout: Any = None) -> str:
+        return "cat /level"
+
+    def on(node: str, app: Any, **options: Any) -> str:
+        monkeypatch.setenv("UDI_NODE_KIND", node)
+        app(stdout=("out.txt", "w"), **options).result()
+        return Path("out.txt").read_text()
+
+    class Threads(UdiExecutorMixin, ThreadPoolExecutor):
+        pass
+
+    monkeypatch.setenv("UDI_NODE_KIND", "skylake_avx512")  # level 4
+    assert len(prefetch(levels, variants=["v1"])) == 2 and len(prefetch({"haswell": levels})) == 1
+    default = Threads(label="threads", image={"mic_knl": levels, "v2": trixie_image}, image_options={"setup": "true"})
+    with workflow(default):
+        here = image(levels)(bash_app(command))
+        assert on("skylake_avx512", here) == "/v4"
+        everywhere = image(levels, variants=["v3", "v1"])(bash_app(command))
+        assert on("skylake_avx512", everywhere) == "/v4"
+        assert [on(node, everywhere) for node in ("zen3", "haswell", "ivybridge", "nocona")] == ["/v3", "/v3", "", ""]
+        knl = {"mic_knl": levels, "default": trixie_image}
+        assert on("mic_knl", here, udi_image=knl) == on("mic_knl", bash_app(command)) == "/v3"
+        lines = [json.loads(line) for line in Path(load_config().node_dir, "record.jsonl").read_text().splitlines()]
+        ran = [line["image"] for line in lines if line["by"] == "parsl"]
+        stored = {each.config.platform.variant: each.digest for each in ImageStore(load_config().store).images()}
+        assert ran[:3] == [stored["v4"], stored["v4"], stored["v3"]] and len(ran) == 8
+    with pytest.raises(UsageError, match="'haswell' is no x86-64 level"):
+        image(levels, variants=["haswell"])
+    with pytest.raises(UsageError, match="is not a platform"):
+        image(levels, platform="amd64")
 
 
 def test_one_pull_for_many_tasks(base_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,27 @@ def test_a_kind_that_is_named_wins_over_the_index(config: Config, tmp_path: Path
         "haswell": "v3",
         "default": "",
     }
+
+
+def test_levels_that_are_asked_for_and_this_machines_own(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UDI_NODE_KIND", "haswell")
+    store = ImageStore(config.store)
+    references = {"default": index(tmp_path / "a", "", "/v2", "/v3", "/v4")}
+
+    def found(**options: Any) -> dict[str, str]:
+        images = pull_for_nodes(references, store, config, **options)
+        return {kind: image.config.platform.variant for kind, image in images.items()}
+
+    assert found(levels=()) == {"default": "v3"}
+    assert found(levels=["v4"]) == {"v4": "v4", "v3": "v3"}
+    assert found(levels=["v3", "v1"]) == {"v3": "v3", "default": ""}
+    assert found(levels=["v4"], platform=Platform(variant="v2")) == {"v4": "v4", "default": "v2"}
+    references = {"default": index(tmp_path / "b", "/v3"), "mic_knl": references["default"]}
+    assert found(levels=(), platform=Platform(variant="v3")) == {"default": "v3", "mic_knl": "v3"}
+    with pytest.raises(UnsupportedImage):
+        found(levels=["v2"])
 
 
 def test_one_image_for_all_is_pulled_once(config: Config, tmp_path: Path) -> None:
