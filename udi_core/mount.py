@@ -500,7 +500,9 @@ class _Slot:
         with suppress(FileNotFoundError):
             os.unlink(self.place.state)
         if state is not None:
-            held = Held(pid=state.pid, started=state.started, device=state.device)
+            # Of another boot only the files are left, and the process id may be a stranger's.
+            is_ours = state.boot_id == _boot_id()
+            held = Held(pid=state.pid, started=state.started, device=state.device) if is_ours else Held()
             load(state.backend).unmount(held, self.place)
         elif os.path.lexists(self.place.root):
             # The state file is damaged or gone, and what it described may be there: a mount, or unpacked files.
