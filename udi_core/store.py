@@ -340,7 +340,8 @@ class ImageStore:
         path = self._tag_path(reference)
         document = {"reference": str(reference), "digest": digest, "images": images, "built": built, "seen": now()}
         with translated(self.root):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            for directory in (os.path.dirname(path), os.path.join(self.root, "tmp")):
+                os.makedirs(directory, exist_ok=True)
             temporary = os.path.join(self.root, "tmp", f"tag.{os.uname().nodename}.{os.getpid()}.{time.time_ns()}")
             try:
                 _write_json(temporary, document)
