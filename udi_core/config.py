@@ -385,6 +385,8 @@ def _size(value: Any) -> int:
         return _integer(value)
     text = _string(value).strip().upper().removesuffix("IB").removesuffix("B")
     number, unit = (text[:-1], text[-1]) if text[-1:] in ("K", "M", "G", "T") else (text, "")
+    if not number.isdecimal():
+        raise ValueError("a size is needed, such as 64M or 4T")
     return _positive(int(number) * _UNITS[unit])
 
 
@@ -396,9 +398,10 @@ def _block(value: Any) -> int:
 
 
 def _seconds(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError("a number is needed")
-    seconds = float(value)
+    try:
+        seconds = -1.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
     if not 0 <= seconds <= 1e9:
         raise ValueError("a number of seconds is needed, 0 or more")
     return seconds

@@ -1,6 +1,6 @@
 """Three Pythons in one workflow: simulate in one image, analyse in another, summarise here.
 
-``python two_images.py SIMULATION_IMAGE ANALYSIS_IMAGE``, each any image with a Python of its own.
+``python two_images.py``, or ``python two_images.py SIMULATION_IMAGE ANALYSIS_IMAGE``: any two that have a Python.
 """
 
 import platform
@@ -12,7 +12,7 @@ from parsl import bash_app, python_app
 from parsl.config import Config
 from udi_parsl import UDIHighThroughputExecutor, image, prefetch, retry_handler
 
-SIMULATION, ANALYSIS = sys.argv[1:3]
+SIMULATION, ANALYSIS = sys.argv[1:] or ("docker:python:3.9-slim", "docker:python:3.13-slim")
 
 
 @dataclass

@@ -114,6 +114,7 @@ def test_every_setting_says_where_it_came_from(udi_env: dict[str, str], tmp_path
     assert shown["ca_file"]["origin"] == "default"
     text = udi_here("config", "show", env=env).stdout
     assert all(name in text for name in shown)
+    assert ["memory", "default", "48M"] in [line.split() for line in text.splitlines()]
 
 
 def test_doctor_names_what_must_be_mended(udi_env: dict[str, str], tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from udi_core.cli.show import json_document, table
 from udi_core.config import load_config
 
+_SIZES = ("block_size", "memory", "max_size")
+
 
 def config(arguments: argparse.Namespace) -> int:
     """Run the verb; ``show`` is the only one."""
@@ -17,9 +19,20 @@ def config(arguments: argparse.Namespace) -> int:
     if arguments.json:
         json_document({key: {"value": value, "origin": found.origins.get(key, "")} for key, value in values.items()})
     else:
-        rows = [[key, found.origins.get(key, ""), _text(value)] for key, value in values.items()]
+        rows = [
+            [key, found.origins.get(key, ""), _size(value) if key in _SIZES else _text(value)]
+            for key, value in values.items()
+        ]
         table(["SETTING", "FROM", "VALUE"], rows)
     return 0
+
+
+def _size(count: int) -> str:
+    """As a configuration file may say it: ``48M``."""
+    for unit, bits in (("T", 40), ("G", 30), ("M", 20), ("K", 10)):
+        if count and not count % (1 << bits):
+            return f"{count >> bits}{unit}"
+    return str(count)
 
 
 def _text(value: Any) -> str:

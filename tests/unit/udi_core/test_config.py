@@ -63,6 +63,7 @@ def test_a_wrong_value_names_its_file_and_its_key(tmp_path: Path, line: str) -> 
         load(tmp_path, line)
     key = "none" if line.startswith("use_modules") else line.partition(":")[0]
     assert str(tmp_path / "user.yaml") in str(caught.value) and key in str(caught.value)
+    assert not any(word in str(caught.value) for word in ("literal", "convert", "argument must be"))  # Python's words
 
 
 def test_a_file_that_is_no_mapping_in_yaml(tmp_path: Path) -> None:
