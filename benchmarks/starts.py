@@ -54,14 +54,18 @@ def settle(before: set[int], patience: float = 3.0) -> float:
 
 
 def program(argv: Sequence[str], env: Mapping[str, str], directory: str) -> Start:
-    """Start a program with nothing on its standard input; its errors are kept in ``directory``."""
+    """Start a program with nothing on its standard input; its errors are kept in ``directory``.
+
+    In a session of its own: enroot's helpers end when their process group is orphaned, which it is not as long as
+    this process, their new parent, is in the same session (:func:`adopt_orphans`).
+    """
     path = _process.find_tool(argv[0]) or argv[0]
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
         (os.POSIX_SPAWN_OPEN, 2, f"{directory}/errors", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666),
     ]
-    return lambda: os.posix_spawn(path, argv, env, file_actions=actions)
+    return lambda: os.posix_spawn(path, argv, env, file_actions=actions, setsid=True)
 
 
 def once(start: Start) -> Sample:
