@@ -215,7 +215,10 @@ def _home(environ: Mapping[str, str]) -> str:
         return home
     import pwd
 
-    return pwd.getpwuid(os.getuid()).pw_dir
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:  # a user of a container or a directory service that this node does not know
+        return "/"
 
 
 def _defaults(environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -17,7 +17,7 @@ from udi_core.become import forbidding_sysctl
 from udi_core.config import Config, config_files
 from udi_core.credentials import Credentials
 from udi_core.errors import UdiError
-from udi_core.mount import probe_backends
+from udi_core.mount import check_directory, probe_backends
 from udi_core.squashfs import writer_program
 from udi_core.store import ImageStore
 
@@ -48,9 +48,9 @@ def examine(config: Config) -> list[Finding]:
         *_tools(),
         _kernel(),
         _sandbox(),
+        _node_directory(config),
         *_backends(config),
         _store(config),
-        _node_directory(config),
         *_registries(config),
         *_frameworks(),
     ]
@@ -130,7 +130,12 @@ def _kernel() -> Finding:
 
 def _backends(config: Config) -> Iterator[Finding]:
     there = os.path.isdir(config.node_dir)
-    verdicts = probe_backends(config)
+    try:
+        verdicts = probe_backends(config)
+    except (UdiError, OSError) as error:
+        why = error.brief if isinstance(error, UdiError) else str(error)
+        yield Finding(level="missing", what="mounts", found=f"could not be tried: {why}")
+        return
     if not there:
         with contextlib.suppress(OSError):  # a task may have begun to use it meanwhile
             os.rmdir(config.node_dir)
@@ -166,7 +171,10 @@ def _store(config: Config) -> Finding:
             found=f"{config.store} cannot be written; its images can be run",
             hint="Set UDI_STORE to a directory of your own to pull images.",
         )
-    count = sum(1 for _ in store.images())
+    try:
+        count = sum(1 for _ in store.images())
+    except UdiError as error:
+        return Finding(level="missing", what="store", found=error.details, hint=error.hint)
     level: Level = "note" if free < 2 << 30 else "ok"
     hint = "Make room: udi gc" if level == "note" else ""
     found = f"{config.store}: {count} images, {free / 1e9:.0f} GB free ({config.origins.get('store', '')})"
@@ -174,6 +182,12 @@ def _store(config: Config) -> Finding:
 
 
 def _node_directory(config: Config) -> Finding:
+    if os.path.lexists(config.node_dir):
+        try:
+            check_directory(config.node_dir, for_all=os.geteuid() == 0 and config.node_dir == config.shared_node_dir)
+        except UdiError as error:
+            found = f"{error.brief}: {error.details}"
+            return Finding(level="missing", what="node directory", found=found, hint=error.hint)
     return Finding(level="ok", what="node directory", found=f"{config.node_dir} ({config.origins.get('node_dir', '')})")
 
 

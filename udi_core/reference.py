@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_TAG = "latest"
 
+_LONGEST = 255  # as distribution/reference has it; and no file name on Linux is longer
 _FILE_SUFFIXES = (".squashfs", ".sqsh", ".sqfs", ".sif", ".simg")
 _EXAMPLES = (
     "Right ones look like: ubuntu:24.04   docker:ghcr.io/lab/reco:2.1   docker://host:5000/team/tool@sha256:<64 hex>"
@@ -106,6 +107,8 @@ class ImageReference:
             )
         if not repository:
             raise wrong("The repository is missing.")
+        if max(len(registry), len(repository)) > _LONGEST:
+            raise wrong(f"Neither a registry nor a repository has more than {_LONGEST} characters.")
         for component in repository.split("/"):
             if not _is_component(component):
                 reason = (

@@ -117,6 +117,49 @@ def test_every_setting_says_where_it_came_from(udi_env: dict[str, str], tmp_path
     assert ["memory", "default", "48M"] in [line.split() for line in text.splitlines()]
 
 
+def test_doctor_goes_on_where_a_directory_is_of_no_use(udi_env: dict[str, str]) -> None:
+    Path(udi_env["UDI_NODE_DIR"]).mkdir()
+    Path(udi_env["UDI_NODE_DIR"]).chmod(0o777)
+    done = udi_here("doctor", "--json", env=udi_env)
+    assert done.returncode == 1
+    findings = {each["what"]: each for each in json.loads(done.stdout)["findings"]}
+    assert "mode is 0777" in findings["node directory"]["found"] and "chmod 0700" in findings["node directory"]["hint"]
+    assert findings["mounts"]["level"] == "missing" and findings["store"]["level"] in ("ok", "note")
+
+
+def test_what_an_image_says_does_not_command_the_terminal(udi_env: dict[str, str], tmp_path: Path) -> None:
+    layout = oci.Layout(tmp_path / os.fsdecode(b"odd\xff [/b]"))
+    labels = {"a\x1b]0;title\x07": "\x1b[31mred\u202e"}
+    layout.add_image([oci.Layer.of(oci.file("x", "x"))], config={"Labels": labels}, tag="a")
+    layout.add_image([oci.Layer.of(oci.file("x", "x"))], tag="\x1b[2J")
+    env = {**udi_env, "PYTHONIOENCODING": "utf-8:strict"}
+    for argv in (["pull", f"oci:{layout.path}:a"], ["images"], ["inspect", f"oci:{layout.path}:a"]):
+        done = udi(*argv, env=env)
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stdout and "\x07" not in done.stdout and "\u202e" not in done.stdout
+    assert "\\x1b[31mred" in done.stdout
+    assert "\x1b" not in udi("pull", f"oci:{layout.path}:nosuch", env=env).stderr
+    status, _ = on_terminal(["pull", "--force", f"oci:{layout.path}:a"], {**env, "TERM": "xterm"})
+    assert status == 0
+
+
+def test_nobody_says_who_he_is(udi_env: dict[str, str]) -> None:
+    ours, its = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "udi_core", "login", "ghcr.io"],
+        stdin=its,
+        stdout=its,
+        stderr=subprocess.PIPE,
+        env=udi_env,
+        start_new_session=True,
+    ) as program:
+        os.close(its)
+        os.write(ours, b"\x04")
+        _, said = program.communicate(timeout=120)
+        os.close(ours)
+    assert program.returncode == 2 and b"password are needed" in said
+
+
 def test_doctor_names_what_must_be_mended(udi_env: dict[str, str], tmp_path: Path) -> None:
     auth = tmp_path / "auth.json"
     auth.write_text("{")
@@ -133,7 +176,10 @@ def test_arguments_that_make_no_sense(udi_env: dict[str, str]) -> None:
     for argv, said in (
         (["gc", "--grace", "nan"], "number of seconds"),
         (["gc", "--grace", "-1"], "number of seconds"),
-        (["gc", "--grace", "soon"], "invalid"),
+        (["gc", "--grace", "soon"], "number of seconds"),
+        (["help", "nosuch"], "no command 'nosuch'"),
+        (["node", "clean", "--job", "mine"], "no job's id"),
+        (["pull", "x/" + "a" * 300], "255 characters"),
         (["login", "-u", "me", "--password-stdin", "no registry"], "not a registry"),
         (["logout", "ghcr"], "not a registry"),
         (["logout", "ghcr.io/team"], "not a registry"),

@@ -132,4 +132,5 @@ def test_a_report_of_nothing(udi_env: dict[str, str]) -> None:
     off = udi("report", UDI_RECORD_DIR="off")
     assert off.returncode == 2, off.stderr
     assert "record_dir is off" in off.stderr
-    assert udi("report", "--svg", "/nonexistent/x.svg").returncode == 70
+    assert udi("report", "--svg", "/nonexistent/x.svg").returncode == 74
+    assert udi("report", "/nonexistent/records").returncode == 2

@@ -94,6 +94,11 @@ def _open_streams() -> None:
     _open_streams()
 
 
+def printable(text: str) -> str:
+    """Text with everything escaped that a terminal would obey, or an encoding refuse: some of it is an image's."""
+    return "".join([each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in text])
+
+
 def _silence(fd: int) -> None:
     """Send what is still buffered nowhere: Python writes it at exit, and would complain again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
@@ -108,9 +113,9 @@ def _report(error: UdiError, json_output: bool) -> None:
         print(json.dumps(document, indent=1), flush=True)
         return
     bold, plain = ("\033[1;31m", "\033[0m") if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else ("", "")
-    lines = [f"{bold}udi: {error.brief}{plain}"]
+    lines = [f"{bold}udi: {printable(error.brief)}{plain}"]
     for part in (error.details, error.hint):
-        lines += [f"     {line}" for line in part.splitlines()]
+        lines += [f"     {printable(line)}" for line in part.splitlines()]
     try:
         sys.stdout.flush()
         print("\n".join(lines), file=sys.stderr, flush=True)

@@ -98,7 +98,9 @@ def batch(arguments: argparse.Namespace) -> int:
     The script may call srun and the like, which this process runs for it: programs of its steps are in the image too.
     Where the site allows no such calls, or the image has no Python for them, this process becomes the script.
     """
-    path, *rest = arguments.words or [""]
+    if not arguments.words:
+        raise UsageError("No script was given", "", "Write: udi batch SCRIPT [ARGUMENT…]")
+    path, *rest = arguments.words
     path = os.path.abspath(path)
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from udi_core.cli import printable
 from udi_core.cli.show import json_document, lazy_progress, size, table
 from udi_core.config import load_config
 from udi_core.errors import ImageAbsent
@@ -57,9 +58,9 @@ def pull(arguments: argparse.Namespace) -> int:
             print(image.digest.partition(":")[2])
             continue
         for note in image.notes:
-            print(f"udi: {note}", file=sys.stderr)
+            print(f"udi: {printable(note)}", file=sys.stderr)
         built = f"  {image.config.platform}" if len(platforms) > 1 else ""
-        print(f"{reference.short}  {image.digest}  {size(image.size)}{built}")
+        print(f"{printable(reference.short)}  {image.digest}  {size(image.size)}{built}")
     return 0
 
 
@@ -126,7 +127,7 @@ def inspect(arguments: argparse.Namespace) -> int:
         *(("label", f"{key}={value}") for key, value in config.labels.items()),
     ]
     for key, value in lines:
-        print(f"{key + ':':17}{value}")
+        print(f"{key + ':':17}{printable(value)}")
     return 0
 
 
@@ -156,9 +157,7 @@ def rm(arguments: argparse.Namespace) -> int:
         reference = ImageReference.parse(text)
         tag = None if reference.transport == "id" else store.tag(reference)
         if tag is None:
-            digest = (
-                store.expand(reference.digest or "") if reference.transport == "id" else store.lookup(reference).digest
-            )
+            digest = _digest(store, reference)
             remove(digest)
             print(f"removed {digest}")
             continue
@@ -166,13 +165,23 @@ def rm(arguments: argparse.Namespace) -> int:
             others = [each for each in store.tags() if digest in each.images.values() and each != tag]
             if others:
                 stays = ImageReference.parse(others[0].reference).short
-                print(f"forgot {reference.short}; its image stays, as {stays}")
+                print(f"forgot {printable(reference.short)}; its image stays, as {printable(stays)}")
             else:
                 with contextlib.suppress(ImageAbsent):  # the tag outlived its image
                     remove(digest)
-                print(f"removed {reference.short}  {digest}")
+                print(f"removed {printable(reference.short)}  {digest}")
         store.untag(reference)
     return 0
+
+
+def _digest(store: ImageStore, reference: ImageReference) -> str:
+    """Of an image that no tag names."""
+    if reference.transport == "id":
+        return store.expand(reference.digest or "")
+    try:
+        return store.lookup(reference).digest
+    except ImageAbsent as error:
+        raise ImageAbsent(error.brief, error.details, "See what is there: udi images") from error
 
 
 def gc(arguments: argparse.Namespace) -> int:

@@ -20,8 +20,11 @@ def login(arguments: argparse.Namespace) -> int:
     elif sys.stdin is not None and sys.stdin.isatty():
         import getpass
 
-        username = username or input(f"User name at {registry}: ")
-        password = getpass.getpass(f"Password of {username} at {registry}: ")
+        try:
+            username = username or input(f"User name at {registry}: ")
+            password = getpass.getpass(f"Password of {username} at {registry}: ")
+        except EOFError:  # Ctrl-D
+            password = ""
     else:
         raise UsageError("There is no terminal to ask for the password", "", "Give it with: --password-stdin < FILE")
     if not username or not password:

@@ -60,6 +60,8 @@ def node(arguments: argparse.Namespace) -> int:
         print(adopt(config.node_dir, image, arguments.part))
     else:
         # Without a job only what is dead goes: the holds of a job that runs are that job's.
+        if arguments.job is not None:
+            check_job(arguments.job)
         holds.release(None if arguments.all else arguments.job or os.environ.get("SLURM_JOB_ID", ""))
         for digest in mounts.clean():
             print(f"unmounted {digest}")

@@ -111,7 +111,10 @@ def _rm(parser: Parser) -> None:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
     if not 0 <= seconds < 1e12:  # a NaN is neither
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return seconds
@@ -258,9 +261,11 @@ def dispatch(argv: Sequence[str]) -> int:
         return 0
     if name == "help" and len(argv) == 2 and argv[1] in commands:
         return dispatch([argv[1], "--help"])
-    if name in ("-h", "--help", "help"):
+    if name in ("-h", "--help") or argv == ["help"]:
         everything.print_help()
         return 0
+    if name == "help":
+        name = argv[1]
     import difflib
 
     near = difflib.get_close_matches(name, commands, n=1)

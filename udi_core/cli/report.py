@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pwd import getpwuid
@@ -11,7 +12,7 @@ from udi_core import task_files
 from udi_core.chart import count, draw, seconds
 from udi_core.cli.show import json_document, size, table
 from udi_core.config import load_config
-from udi_core.errors import UdiError, UsageError
+from udi_core.errors import OutputLost, UsageError
 from udi_core.report import Group, Report, read, summarise
 
 _COLUMNS: tuple[tuple[str, Callable[[Group], str]], ...] = (
@@ -34,6 +35,9 @@ def report(arguments: argparse.Namespace) -> int:
     paths = arguments.paths or ([config.record_dir, config.node_dir] if config.record_dir else [])
     if not paths:
         raise UsageError("Nothing is recorded", "record_dir is off in the configuration.", "Set it, or name files.")
+    for path in arguments.paths:
+        if not os.path.exists(path):
+            raise UsageError(f"{path} does not exist", "", "Name files of records, or directories of them.")
     task_files.settle(config)
     going_on = () if arguments.paths else task_files.running(config)
     try:
@@ -45,7 +49,8 @@ def report(arguments: argparse.Namespace) -> int:
             with open(arguments.svg, "w", encoding="utf-8") as file:
                 file.write(draw(found))
         except OSError as error:
-            raise UdiError(f"{arguments.svg} cannot be written", error.strerror or str(error)) from error
+            why = error.strerror or str(error)
+            raise OutputLost(f"{arguments.svg} cannot be written", why, "Name another file.") from error
     if arguments.json:
         json_document(found.document())
     else:

@@ -98,5 +98,7 @@ def read_env_file(path: str) -> dict[str, str]:
             continue
         if text.startswith("="):
             raise UsageError(f"The env file {path} is malformed", f"line {number}: {line}", "Write K=V.")
+        if "\0" in text:
+            raise UsageError(f"The env file {path} is malformed", f"line {number} has a NUL byte.", "Write K=V.")
         found.update(_assignment(text))
     return found

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from udi_core.cli import printable
 from udi_core.progress import Progress, ProgressSink, ignore
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
@@ -56,7 +57,7 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -116,9 +117,10 @@ def size(count: int) -> str:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 0) -> None:
     """Print aligned columns, the first ``numbers`` of them to the right; the last one is not cut and not padded."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    shown = [list(map(printable, row)) for row in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     sides = [str.rjust] * numbers + [str.ljust] * (len(widths) - numbers)
-    for row in (headings, *rows):
+    for row in shown:
         print("  ".join(side(text, width) for side, text, width in zip(sides, row, widths, strict=True)).rstrip())
 
 

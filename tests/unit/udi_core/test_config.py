@@ -89,3 +89,11 @@ def test_right_values_and_where_they_came_from(tmp_path: Path, monkeypatch: pyte
     assert config.mirrors == {"docker.io": ("http://m:5000",)}
     assert config.origins["idle"] == "UDI_IDLE" and config.origins["memory"] == str(tmp_path / "site.yaml")
     assert config.origins["ca_file"] == "default"
+
+
+def test_a_user_whom_the_node_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert load_config({}).record_dir == "/.local/state/udi/records"
