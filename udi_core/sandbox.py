@@ -108,6 +108,8 @@ _IF_VISIBLE = frozenset(
         "XDG_RUNTIME_DIR",
     }
 )
+# Passwords of registries, by which images come; those who make images must not get them.
+_SECRETS = frozenset({"UDI_PASSWORD", "APPTAINER_DOCKER_PASSWORD", "SINGULARITY_DOCKER_PASSWORD"})
 # The caller's own, whatever the image says.
 _IDENTITY = ("HOME", "LOGNAME", "USER")
 _KEPT_WHEN_CLEARED = (*_IDENTITY, "TERM", "TMPDIR")
@@ -349,7 +351,7 @@ def environment(spec: LaunchSpec, mounted: MountedImage, config: Config, host: H
     """
     result = {"PATH": DEFAULT_PATH}
     for name, value in host.environ.items():
-        keep = name in _KEPT_WHEN_CLEARED if spec.clearenv else not names_files(name)
+        keep = name in _KEPT_WHEN_CLEARED if spec.clearenv else not (names_files(name) or name in _SECRETS)
         if keep and (name not in _IF_VISIBLE or (value.startswith("/") and view.kind(resolve(view, value)))):
             result[name] = value
     image = mounted.image.config.env

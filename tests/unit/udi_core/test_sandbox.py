@@ -417,6 +417,12 @@ def test_variables_that_name_host_files_do_not_leak() -> None:
     assert "--setenv" not in result.argv
 
 
+def test_passwords_of_registries_are_not_for_images() -> None:
+    environ = {"HOME": "/home/ada", "UDI_USERNAME": "ada", "UDI_PASSWORD": "secret"}
+    assert launch(environ=environ).env.keys() == {"HOME", "PATH", "PWD", "UDI_USERNAME"}
+    assert launch(environ=environ, env={"UDI_PASSWORD": "on request"}).env["UDI_PASSWORD"] == "on request"
+
+
 def test_loader_variables_of_the_image_do_not_reach_bubblewrap_itself() -> None:
     result = launch(image_config=ImageConfig(env={"LD_LIBRARY_PATH": "/opt/lib"}))
     assert "LD_LIBRARY_PATH" not in result.env
