@@ -41,7 +41,7 @@ def adopt(node_dir: str, image: StoredImage, part: str) -> str:
     from dataclasses import replace
 
     from udi_core.errors import StoreError
-    from udi_core.store import verify
+    from udi_core.store import sync, verify
 
     if not os.path.exists(part):
         raise StoreError(
@@ -54,6 +54,7 @@ def adopt(node_dir: str, image: StoredImage, part: str) -> str:
         path = _path(node_dir, image.digest)
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         os.chmod(part, 0o400)
+        sync(part)  # or a crash leaves the name and not the bytes, and nobody checks them again
         os.rename(part, path)
         return path
     finally:

@@ -467,7 +467,8 @@ class _Slot:
             return None
         try:
             if state.backend == "extract":
-                return state if os.path.isdir(state.root) else None
+                # After a crash, files that were unpacked shortly before may be empty.
+                return state if state.boot_id == _boot_id() and os.path.isdir(state.root) else None
             if state.backend == "namespace" and (
                 state.namespace != _namespace() or start_time(state.pid) != state.started
             ):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _SQUASHFS = "image.squashfs"
 _RECORD = "image.json"
+_VERSION = 1  # of the record
 # Seconds without a heartbeat after which a lease is dead whatever became of the clocks of two nodes.
 _DEAD_LOCK = 600.0
 # Seconds within which a living holder has certainly rewritten its lease, clocks that differ a little included.
@@ -294,8 +295,8 @@ class ImageStore:
         with translated(self.root):
             os.chmod(os.path.join(staging, _SQUASHFS), 0o444)
             _write_json(os.path.join(staging, _RECORD), _format_image(image))
-            _sync(os.path.join(staging, _SQUASHFS))
-            _sync(staging)
+            sync(os.path.join(staging, _SQUASHFS))
+            sync(staging)
             os.makedirs(os.path.dirname(final), exist_ok=True)
             os.chmod(staging, 0o755)  # noqa: S103 - readers of a shared store; mkdir applied the umask
             if anew and self._is_sound(image):
@@ -312,7 +313,7 @@ class ImageStore:
                 except OSError as error:
                     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                         raise
-            _sync(os.path.dirname(final))
+            sync(os.path.dirname(final))
         return self.image(image.digest)
 
     def _is_sound(self, image: StoredImage) -> bool:
@@ -599,6 +600,12 @@ def _pick(tag: Tag, platform: Platform | None) -> str | None:
 
 
 def _parse_image(document: dict[str, Any], digest: str, squashfs: str) -> StoredImage:
+    if document.get("version", _VERSION) != _VERSION:
+        raise StoreError(
+            f"Image {digest[:19]} was put into the store by another UDI",
+            f"Its record is of version {document['version']}; this one knows {_VERSION}.",
+            "Use that UDI, or set UDI_STORE to another directory.",
+        )
     config = document["config"]
     python = document.get("python")
     return StoredImage(
@@ -632,7 +639,7 @@ def _format_image(image: StoredImage) -> dict[str, Any]:
     document = asdict(image)
     # The directory's own name and place say these; a store may be moved.
     del document["digest"], document["squashfs"]
-    return {"version": 1, **document}
+    return {"version": _VERSION, **document}
 
 
 def _parse_tag(document: dict[str, Any]) -> Tag:
@@ -679,7 +686,8 @@ def _write_json(path: str, document: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(path: str) -> None:
+def sync(path: str) -> None:
+    """Have a file or directory survive a crash as it is now (fsync(2))."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
