@@ -22,6 +22,8 @@ from udi_core.progress import Progress, ProgressSink, ignore
 PIECE = 256 << 10
 #: Bytes of one request.  Smaller ones pay for round trips, larger ones leave too few within the budget.
 CHUNK = 4 << 20
+#: Seconds in which not one piece comes; longer than the patience with a registry that asks to wait.
+STALLED = 1800.0
 _TOLD = 1 << 20  # bytes between two progress events
 
 
@@ -143,7 +145,13 @@ class Transfer:
         while not done:
             with self._lock:
                 while not (chunk.pieces or chunk.done or self._error or self._closed):
-                    self._arrived.wait()
+                    # Bytes that drip keep a connection alive for ever, and all nodes wait for this pull.
+                    if not self._arrived.wait(STALLED):
+                        raise RegistryError(
+                            "The registry sends next to nothing",
+                            f"Not {PIECE} bytes in {STALLED:.0f} seconds.",
+                            "Try again later; if it stays so, use a mirror.",
+                        )
                 if not chunk.pieces and not chunk.done:
                     raise self._error or RegistryError("The transfer was given up", "Another layer ended it.")
                 pieces, done = list(chunk.pieces), chunk.done
