@@ -139,6 +139,15 @@ def test_records_of_earlier_versions_are_read(store: ImageStore) -> None:
     assert store.lookup(REFERENCE, Platform()) == image
 
 
+def test_a_record_of_a_later_version_is_left_alone(store: ImageStore) -> None:
+    image = publish(store, 1)
+    path = Path(image.squashfs).with_name("image.json")
+    path.write_text(json.dumps({"version": 2, "squashfs": {}}))
+    with pytest.raises(StoreError, match="version 2"):
+        store.image(image.digest)
+    assert list(store.images()) == []
+
+
 def test_made_anew_a_sound_file_stays_and_a_damaged_one_goes(store: ImageStore) -> None:
     image = publish(store, 1)
     before = os.stat(image.squashfs).st_ino
