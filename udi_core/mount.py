@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _EXTRACT_IDLE = 3600.0
 # Of the mark of use in the store, which counts for days: whoever reaps meanwhile leaves the store alone.
 _RENEW = 6 * 3600.0
+# Seconds that those who unmount hold a lease at most, a machine that does much else included.
+_INSTANT = 20.0
 # File systems that several nodes see: the locks and mounts in here are of one node.
 _NETWORK = frozenset({"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "ceph", "beegfs", "pvfs2", "panfs", "afs"})
 
@@ -400,7 +402,7 @@ class _Slot:
             except FileNotFoundError:
                 self._make_directory()
                 continue
-            fcntl.flock(fd, fcntl.LOCK_SH)
+            self._share(fd)
             if _is_same_file(fd, self.place.lease):
                 break
             os.close(fd)  # reaped between our open and our lock
@@ -409,6 +411,30 @@ class _Slot:
             os.fchmod(fd, 0o644)
         os.set_inheritable(fd, True)
         return fd
+
+    def _share(self, lease: int) -> None:
+        """Wait for a shared lock; where any user may hold the lock exclusively, for fun and for ever, not for long.
+
+        Raises:
+            MountError: somebody does.
+        """
+        if not self._for_all:
+            fcntl.flock(lease, fcntl.LOCK_SH)
+            return
+        end = time.monotonic() + _INSTANT
+        while True:
+            try:
+                fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    os.close(lease)
+                    raise MountError(
+                        "Another user keeps this image from being mounted for all",
+                        f"A process holds {self.place.lease} locked.",
+                        f"End it: fuser -v {self.place.lease}",
+                    ) from error
+            time.sleep(0.01)
 
     def _make_directory(self) -> None:
         os.makedirs(self.directory, 0o700, exist_ok=True)
@@ -682,7 +708,8 @@ def _taken_alone(lease: int) -> bool:
     When the last task gives its lease up, a holder that waits for that has the exclusive lock for an instant, which
     must not be taken for a task's: a shared lock is refused by the holder only, so ask again while it is.
     """
-    while True:
+    end = time.monotonic() + _INSTANT
+    while time.monotonic() < end:
         try:
             fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
@@ -699,6 +726,7 @@ def _taken_alone(lease: int) -> bool:
             return True
         except BlockingIOError:
             return False
+    return False  # another user's, of a mount for all
 
 
 def _is_same_file(fd: int, path: str) -> bool:

@@ -451,6 +451,25 @@ def test_a_shared_directory_that_root_did_not_make_is_not_used(
 
 
 @pytest.mark.root
+@pytest.mark.needs("flock")
+def test_a_user_who_locks_a_mount_for_all_holds_root_up_for_an_instant_only(
+    squashfs: str, directory: str, ordinary_user: user.OrdinaryUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("udi_core.mount._INSTANT", 0.2)
+    mounts = node(directory, "kernel", node_dir=f"{directory}/all", idle=0)
+    mounts.mount(mounter.stored(squashfs)).close()
+    (lease,) = Path(directory).rglob("lease")
+    argv = ordinary_user.argv(["flock", "--exclusive", str(lease), "sh", "-c", "echo locked; exec sleep 600"])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as joker:
+        assert joker.stdout and joker.stdout.readline() == b"locked\n"
+        assert mounts.reap() == []
+        with pytest.raises(MountError, match="Another user"):
+            mounts.mount(mounter.stored(squashfs))
+        os.killpg(joker.pid, signal.SIGKILL)
+    wait_until(lambda: mounts.reap() != [], "the end of the mount")
+
+
+@pytest.mark.root
 def test_root_unpacks_nothing_for_all_users(squashfs: str, directory: str, ordinary_user: user.OrdinaryUser) -> None:
     """Unpacked by root, an image's set-user-id programs and devices would be open to everybody."""
     mounts = node(directory, "extract", node_dir=f"{directory}/all")
