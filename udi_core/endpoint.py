@@ -16,7 +16,19 @@ import requests
 from udi_core.credentials import Credential
 from udi_core.errors import ConfigError, CorruptImage, ImageNotFound, RegistryError
 from udi_core.tokens import Authenticator
-from udi_core.web import BROKEN, RETRIES, Web, backoff, host_of, may_be_plain, origin, reason, refused_by_proxy, scrub
+from udi_core.web import (
+    BROKEN,
+    RETRIES,
+    Web,
+    backoff,
+    body,
+    host_of,
+    may_be_plain,
+    origin,
+    reason,
+    refused_by_proxy,
+    scrub,
+)
 
 _MAX_REDIRECTS = 6
 _LONGEST_ERROR = 65536
@@ -99,7 +111,7 @@ class Endpoint:
         for attempt in range(1, RETRIES + 1):
             with self._get(self._url(path), headers, path) as response:
                 try:
-                    raw = bytes(response.raw.read(limit + 1, decode_content=True))
+                    raw = body(response, limit)
                 except BROKEN as error:
                     if attempt == RETRIES:
                         raise self._unreachable(error) from error
@@ -261,7 +273,7 @@ def base_url(host: str, insecure: tuple[str, ...] = ()) -> str:
 def _said(response: requests.Response) -> str:
     """The registry's own words (distribution-spec, "Error Codes"), if it sent any."""
     try:
-        errors = json.loads(response.raw.read(_LONGEST_ERROR, decode_content=True))["errors"]
+        errors = json.loads(body(response, _LONGEST_ERROR))["errors"]
         words = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in errors)
         return scrub(words)[:500] or f"status {response.status_code}"
     except (*BROKEN, ValueError, LookupError, TypeError, AttributeError):

@@ -14,7 +14,7 @@ import requests
 
 from udi_core.credentials import Credential
 from udi_core.errors import AccessDenied, RegistryError
-from udi_core.web import BROKEN, Web, origin, reason
+from udi_core.web import BROKEN, Web, body, origin, reason
 
 # One element between commas: a scheme, a parameter, or a scheme with its first parameter.
 _ELEMENT = re.compile(
@@ -117,7 +117,7 @@ class Authenticator:
         import json
 
         try:
-            document: dict[str, Any] = json.loads(response.raw.read(_LONGEST_TOKEN, decode_content=True))
+            document: dict[str, Any] = json.loads(body(response, _LONGEST_TOKEN))
             token = document.get("token") or document["access_token"]
             if not isinstance(token, str) or not token.isprintable():
                 raise TypeError

@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 import urllib.parse
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -213,6 +214,23 @@ def retry_after(headers: Mapping[str, str]) -> float:
         return min(max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time()), _LONGEST_WAIT)
     except (TypeError, ValueError):
         return 0.0
+
+
+def body(response: requests.Response, limit: int) -> bytes:
+    """The first ``limit`` bytes of a small document, and one more if it is longer.
+
+    A server may compress without being asked, and a few bytes may stand for gigabytes: urllib3 would hold them all.
+
+    Raises:
+        OSError, urllib3.exceptions.HTTPError: it breaks off, or cannot be decompressed.
+    """
+    raw = bytes(response.raw.read(limit + 1, decode_content=False))
+    if response.headers.get("Content-Encoding", "identity").lower() not in ("gzip", "x-gzip", "deflate"):
+        return raw
+    try:
+        return zlib.decompressobj(wbits=47).decompress(raw, limit + 1)  # 32 + 15: gzip or zlib, whichever it is
+    except zlib.error as error:
+        raise urllib3.exceptions.DecodeError(f"it cannot be decompressed: {error}") from error
 
 
 def origin(url: str) -> str:

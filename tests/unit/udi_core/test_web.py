@@ -1,0 +1,41 @@
+"""Bodies of small documents, from servers that send what nobody asked for."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+
+import pytest
+import requests
+import urllib3
+
+from udi_core.web import BROKEN, body
+
+
+def response(data: bytes, coding: str = "") -> requests.Response:
+    made = requests.Response()
+    made.raw = urllib3.HTTPResponse(io.BytesIO(data), preload_content=False)
+    if coding:
+        made.headers["Content-Encoding"] = coding
+        made.raw.headers["Content-Encoding"] = coding
+    return made
+
+
+@pytest.mark.parametrize(
+    ("data", "coding"), [(b"text", ""), (gzip.compress(b"text"), "gzip"), (zlib.compress(b"text"), "Deflate")]
+)
+def test_a_body_is_decompressed(data: bytes, coding: str) -> None:
+    assert body(response(data, coding), 100) == b"text"
+
+
+def test_a_few_bytes_that_stand_for_many_stay_few() -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    assert len(bomb) > 40_000
+    assert body(response(bomb, "gzip"), 40_000) == bytes(40_001)
+    assert len(body(response(bytes(5000)), 1000)) == 1001
+
+
+def test_what_cannot_be_decompressed_is_broken() -> None:
+    with pytest.raises(BROKEN, match="decompressed"):
+        body(response(b"no gzip", "gzip"), 100)
