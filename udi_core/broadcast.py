@@ -30,9 +30,9 @@ def broadcast(image: StoredImage, config: Config, environ: Mapping[str, str], pr
     sbcast = _process.require_tool("sbcast", reason="send an image to the nodes of a job")
     srun = _process.require_tool("srun", reason="check an image on the nodes of a job")
     # Beside the node directory, which need not be there yet, and so on the same file system.  In /tmp, a name that can
-    # be foreseen could be a link of somebody else's; and what is there already is not written to (no --force).
+    # be foreseen could be a link of somebody else's.
     part = f"{config.node_dir}.{job}.{os.urandom(8).hex()}.part"
-    _process.run([sbcast, image.squashfs, part])
+    _process.run([sbcast, "--force", image.squashfs, part])
     where = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap", "--kill-on-bad-exit=0"]
     _process.run([srun, *where, *program, "node", "adopt", image.digest, part])
     return int(nodes)
