@@ -42,7 +42,11 @@ def kernel(arguments: argparse.Namespace) -> int:
         return _install(arguments)
     if arguments.verb == "list":
         for each in kernelspec.installed():
-            print(f"{each.name}  {each.settings.image}  {each.display_name}  {shlex.join(each.settings.srun)}".rstrip())
+            if each.settings is None:
+                print(f"{each.name}  (its settings cannot be read: install it anew, or remove it)")
+            else:
+                words = each.name, each.settings.image, each.display_name, shlex.join(each.settings.srun)
+                print("  ".join(words).rstrip())
     else:
         return _remove(arguments)
     return 0
@@ -56,7 +60,7 @@ def _install(arguments: argparse.Namespace) -> int:
 
     for each in arguments.env:
         if "=" not in each:
-            raise UsageError(f"--env {each!r} is not K=V")
+            raise UsageError(f"--env {each!r} is not K=V", "", "For example: --env THREADS=4")
     settings = KernelSettings.parse(
         {
             "image": arguments.image,
@@ -90,7 +94,9 @@ def _srun(options: str | None) -> tuple[str, ...]:
     try:
         return ("srun", *shlex.split(options))
     except ValueError as error:
-        raise UsageError(f"--srun {options!r} cannot be split into options", str(error)) from error
+        raise UsageError(
+            f"--srun {options!r} cannot be split into options", str(error), "Quote it as in a shell."
+        ) from error
 
 
 def _remove(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ Source: jupyter_client, "Kernel provisioning" and "Making kernels for Jupyter".
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -80,12 +81,12 @@ class KernelSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledKernel:
-    """A kernelspec of this package, as found on disk."""
+    """A kernelspec of this package, as found on disk; without settings if those cannot be read."""
 
     name: str
     display_name: str
     directory: str
-    settings: KernelSettings
+    settings: KernelSettings | None
 
 
 def default_name(image: str) -> str:
@@ -125,7 +126,7 @@ def install(
     """Write a kernelspec, in the place of one of the same name; for the user, or under ``prefix``.
 
     Raises:
-        UsageError: ``name`` cannot be a kernel name.
+        UsageError: ``name`` cannot be a kernel name, or the directory cannot be written.
     """
     from jupyter_client.kernelspec import KernelSpecManager
 
@@ -141,7 +142,12 @@ def install(
     with tempfile.TemporaryDirectory() as staging:
         with open(os.path.join(staging, "kernel.json"), "w") as file:
             json.dump(kernel_json(settings, display_name, encrypts=encrypts), file, indent=1)
-        directory = KernelSpecManager().install_kernel_spec(staging, name, user=prefix is None, prefix=prefix)
+        try:
+            directory = KernelSpecManager().install_kernel_spec(staging, name, user=prefix is None, prefix=prefix)
+        except OSError as error:
+            raise UsageError(
+                f"The kernel {name!r} cannot be installed", str(error), "Choose another directory: --prefix DIR"
+            ) from error
     return InstalledKernel(name=name, display_name=display_name, directory=directory, settings=settings)
 
 
@@ -152,11 +158,14 @@ def installed() -> Iterator[InstalledKernel]:
     for name, found in sorted(KernelSpecManager().get_all_specs().items()):
         provisioner = found["spec"].get("metadata", {}).get("kernel_provisioner", {})
         if provisioner.get("provisioner_name") in (PROVISIONER, SRUN_PROVISIONER):
+            settings = None
+            with contextlib.suppress(UsageError):
+                settings = KernelSettings.parse(provisioner.get("config", {}))
             yield InstalledKernel(
                 name=name,
                 display_name=found["spec"]["display_name"],
                 directory=found["resource_dir"],
-                settings=KernelSettings.parse(provisioner.get("config", {})),
+                settings=settings,
             )
 
 
@@ -164,10 +173,15 @@ def remove(name: str) -> InstalledKernel:
     """Remove a kernelspec of this package; others are not touched.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: there is none of that name, or it is somebody else's.
     """
     for kernel in installed():
         if kernel.name == name:
-            shutil.rmtree(kernel.directory)
+            try:
+                shutil.rmtree(kernel.directory)
+            except OSError as error:
+                raise UsageError(
+                    f"The kernel {name!r} cannot be removed", str(error), "Whoever installed it can remove it."
+                ) from error
             return kernel
     raise UsageError(f"There is no UDI kernel {name!r}", "", "List them: udi kernel list")

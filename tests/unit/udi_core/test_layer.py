@@ -171,13 +171,13 @@ def test_a_source_that_does_not_answer_does_not_hold_up_the_end() -> None:
 
     def silent() -> Iterator[bytes]:
         yield b"x"
-        answer.wait(60)
+        answer.wait(600)
 
     given = layer(b"", "")
     stream = read_layer(LayerInput(descriptor=given.descriptor, diff_id="sha256:", open=silent), 250)
     start = time.monotonic()
     stream.close()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     answer.set()
     for thread in threads():
         thread.join(10)

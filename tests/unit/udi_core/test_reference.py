@@ -45,30 +45,30 @@ def test_canonical_forms(text: str, canonical: str) -> None:
     ("text", "part"),
     [
         (" ubuntu", "blanks"),
-        ("Ubuntu", "upper-case"),
-        ("a/UPPER:x", "upper-case"),
-        ("host_x.org/a", "host_x.org"),
-        ("host:123456/a", "host:123456"),
-        ("[::1/a", "[::1"),
-        ("x:-tag", "-tag"),
-        ("x:" + "t" * 129, "ttt"),
-        (f"x@sha256:{HEX[:-1]}", "digest"),
-        (f"x@sha512:{HEX}", "digest"),
-        (f"x@sha256:{HEX.upper()}", "digest"),
-        ("a..b", "a..b"),
-        ("a/b_", "b_"),
-        ("id:12345", "12345"),
-        (f"id:{HEX}0", "0"),
-        ("ftp://x/y", "ftp"),
-        ("oci:", "oci"),
-        ("./x", "path"),
-        ("ghcr.io/", "missing"),
+        ("Ubuntu", "at 'Ubuntu': upper-case"),
+        ("a/UPPER:x", "at 'UPPER': upper-case"),
+        ("host_x.org/a", "The registry 'host_x.org'"),
+        ("host:123456/a", "The registry 'host:123456'"),
+        ("[::1/a", "The registry '[::1'"),
+        ("x:-tag", "The tag '-tag'"),
+        ("x:" + "t" * 129, "The tag 'ttt"),
+        (f"x@sha256:{HEX[:-1]}", "The digest 'sha256:"),
+        (f"x@sha512:{HEX}", "The digest 'sha512:"),
+        (f"x@sha256:{HEX.upper()}", "The digest 'sha256:"),
+        ("a..b", "at 'a..b': a character"),
+        ("a/b_", "at 'b_': a character"),
+        ("id:12345", "The image id '12345'"),
+        (f"id:{HEX}0", "The image id"),
+        ("ftp://x/y", "the scheme 'ftp'"),
+        ("oci:", "Nothing follows 'oci'"),
+        ("./x", "looks like a path"),
+        ("ghcr.io/", "The repository is missing"),
     ],
 )
 def test_the_part_that_is_wrong_is_named(text: str, part: str) -> None:
     with pytest.raises(InvalidReference) as caught:
         ImageReference.parse(text)
-    assert part in caught.value.details or part in caught.value.brief
+    assert part in caught.value.details
     assert caught.value.hint
 
 

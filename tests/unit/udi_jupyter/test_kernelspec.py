@@ -54,6 +54,22 @@ def test_what_is_installed_is_read_back_and_removed(data: Path) -> None:
     assert [*installed()] == [] and other.exists()
 
 
+def test_a_damaged_kernelspec_is_listed_and_can_be_removed(data: Path) -> None:
+    install(PYTHON, name="sound")
+    install(PYTHON, name="damaged")
+    file = data / "kernels" / "damaged" / "kernel.json"
+    file.write_text(file.read_text().replace('"image"', '"picture"'))
+    assert [(each.name, each.settings) for each in installed()] == [("damaged", None), ("sound", PYTHON)]
+    remove("damaged")
+    assert [each.name for each in installed()] == ["sound"]
+
+
+def test_a_directory_that_cannot_be_written(data: Path) -> None:
+    (data / "file").touch()
+    with pytest.raises(UsageError, match="cannot be installed"):
+        install(PYTHON, name="a", prefix=str(data / "file"))
+
+
 def test_a_second_kernel_of_a_name_takes_the_place_of_the_first() -> None:
     install(PYTHON, name="a")
     install(KernelSettings(image="docker:b"), name="a")
@@ -64,18 +80,18 @@ def test_a_second_kernel_of_a_name_takes_the_place_of_the_first() -> None:
     ("image", "name"),
     [
         ("docker:python:3.12-slim", "udi-python-3.12-slim"),
-        ("docker:ghcr.io/Lab/x:1".lower(), "udi-x-1"),
+        ("docker:ghcr.io/lab/x:1", "udi-x-1"),
+        (f"docker:lab/x@sha256:{'a' * 64}", f"udi-x-sha256-{'a' * 64}"),
     ],
 )
 def test_a_kernel_is_named_after_its_image(image: str, name: str) -> None:
     assert default_name(image) == name
 
 
-@pytest.mark.parametrize("name", ["", "A", "ä", "../a", "a/b", "-a", "a b"])
+@pytest.mark.parametrize("name", ["A", "ä", "../a", "a/b", "-a", "a b"])
 def test_names_that_jupyter_does_not_take(name: str) -> None:
-    if name:
-        with pytest.raises(UsageError, match="cannot be the name of a kernel"):
-            install(PYTHON, name=name)
+    with pytest.raises(UsageError, match="cannot be the name of a kernel"):
+        install(PYTHON, name=name)
     assert [*installed()] == []
 
 
