@@ -93,7 +93,7 @@ class Endpoint:
         self._registry, self._web = registry, web
         self._root = f"{parts.scheme}://{parts.netloc}/v2/"
         self._repository = "/".join(each for each in (prefix.rstrip("/"), repository) if each)
-        self._authenticator = Authenticator(registry, self._repository, web, find)
+        self._authenticator = Authenticator(registry, self._repository, self.origin, web, find)
         self._lock = threading.Lock()
         self._located: dict[str, str] = {}
 
@@ -200,9 +200,9 @@ class Endpoint:
                 return response
             response.close()
             target = urllib.parse.urljoin(target, response.headers["Location"])
-            if not self._web.allowed(target):
+            if not self._web.allowed(target, self.origin):
                 raise RegistryError(
-                    f"The registry {self._registry} redirects to an unencrypted address",
+                    f"The registry {self._registry} redirects to an address that is unencrypted, or this machine's own",
                     f"From {self.origin} to {origin(target)}.",
                     "UDI does not follow, unless insecure_registries in the configuration names that host.",
                 )

@@ -44,11 +44,12 @@ class Authenticator:
     Args:
         name: the registry, as messages call it.
         repository: what is to be pulled; "" if only the credentials are tried.
+        place: the URL of the registry, or of its mirror.
         find: the credential for this place, looked up when it is first wanted.
     """
 
-    def __init__(self, name: str, repository: str, web: Web, find: Callable[[], Credential | None]) -> None:
-        self._name, self._repository, self._web, self._find = name, repository, web, find
+    def __init__(self, name: str, repository: str, place: str, web: Web, find: Callable[[], Credential | None]) -> None:
+        self._name, self._repository, self._place, self._web, self._find = name, repository, place, web, find
         self._lock = threading.Lock()
         self.header = ""
 
@@ -79,8 +80,10 @@ class Authenticator:
 
     def _token(self, challenge: dict[str, str], credential: Credential | None) -> str:
         realm = challenge.get("realm", "")
-        if not self._web.allowed(realm):
-            raise self.denied(f"It sends us for a token to {origin(realm)}, which is not encrypted.")
+        if not self._web.allowed(realm, self._place):
+            raise self.denied(
+                f"It sends us for a token to {origin(realm)}, which is unencrypted or this machine's own."
+            )
         wanted = {"service": challenge.get("service", "")}
         # Registries behind a prefix name the repository otherwise than its path does; so their word goes first.
         scope = challenge.get("scope") or (f"repository:{self._repository}:pull" if self._repository else "")

@@ -77,8 +77,14 @@ class Web:
         self._closed.set()
         self._session.close()
 
-    def allowed(self, url: str) -> bool:
-        """Whether a URL may be asked at all: HTTPS, or plain HTTP to loopback or where it is configured."""
+    def allowed(self, url: str, sender: str) -> bool:
+        """Whether a URL may be asked to which the server at ``sender`` sends us.
+
+        HTTPS, or plain HTTP to loopback or where it is configured.  But what listens on this machine is nothing that a
+        server elsewhere may have us ask.
+        """
+        if is_loopback(host_of(url)) and not is_loopback(host_of(sender)):
+            return False
         parts = urllib.parse.urlsplit(url)
         if parts.scheme == "https":
             return True

@@ -10,7 +10,7 @@ import pytest
 import requests
 import urllib3
 
-from udi_core.web import BROKEN, body
+from udi_core.web import BROKEN, Web, body
 
 
 def response(data: bytes, coding: str = "") -> requests.Response:
@@ -39,3 +39,20 @@ def test_a_few_bytes_that_stand_for_many_stay_few() -> None:
 def test_what_cannot_be_decompressed_is_broken() -> None:
     with pytest.raises(BROKEN, match="decompressed"):
         body(response(b"no gzip", "gzip"), 100)
+
+
+@pytest.mark.parametrize(
+    ("url", "sender", "right"),
+    [
+        ("https://cdn.example/blob", "https://ghcr.io", True),
+        ("http://cdn.example/blob", "https://ghcr.io", False),
+        ("http://plain.example:5000/blob", "https://ghcr.io", True),
+        ("file:///etc/passwd", "https://ghcr.io", False),
+        ("//ghcr.io", "https://ghcr.io", False),
+        ("http://127.0.0.1:5000/blob", "http://localhost:5001", True),
+        ("http://127.0.0.1:8080/admin", "https://ghcr.io", False),
+        ("https://[::1]/admin", "https://ghcr.io", False),
+    ],
+)
+def test_where_a_registry_may_send_us(url: str, sender: str, right: bool) -> None:
+    assert Web(insecure=("plain.example:5000",)).allowed(url, sender) == right
