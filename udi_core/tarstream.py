@@ -372,14 +372,6 @@ class TarStream:
             and not any(key[:1].isspace() or key.startswith((b"GNU.sparse", b"LIBARCHIVE.xattr")) for key in records)
         )
 
-    def _id(self, records: dict[bytes, bytes], key: bytes, field: bytes) -> int:
-        text = records.get(key)
-        if text is None:
-            return tarheader.number(field)
-        if not _DECIMAL.fullmatch(text):
-            raise ValueError(text)
-        return int(text)
-
     def _rewritten(self, entry: Entry, path: bytes, link: bytes) -> bytes:
         """Extended header and header of an entry."""
         header, old = entry.header, entry.records
