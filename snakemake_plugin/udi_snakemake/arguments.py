@@ -252,9 +252,15 @@ def _action(verb: str, given: _Given, rest: list[str], quiet: bool, program: str
     if verb == "exec" and len(rest) < 2:
         raise UsageError(f"{program} exec: no command is named", "", f"{program} exec [FLAGS] IMAGE COMMAND…")
     if given.environment("OVERLAY", "OVERLAYIMAGE"):
-        raise UsageError(f"{program}: an overlay is set in the environment", REFUSED_FLAGS["--overlay"])
+        raise UsageError(
+            f"{program}: an overlay is set in the environment (APPTAINER_OVERLAY)",
+            REFUSED_FLAGS["--overlay"],
+            "Unset it.",
+        )
     if _truth(given.environment("WRITABLE") or "0"):
-        raise UsageError(f"{program}: WRITABLE is set in the environment", REFUSED_FLAGS["--writable"])
+        raise UsageError(
+            f"{program}: APPTAINER_WRITABLE is set in the environment", REFUSED_FLAGS["--writable"], "Unset it."
+        )
     home = given.value("--home")
     everything = given.switch("--containall")
     return Action(
@@ -318,7 +324,7 @@ def _truth(text: str) -> bool:
         return True
     if lowered in ("0", "f", "false", "n", "no", "off", ""):
         return False
-    raise UsageError(f"{text!r} is neither true nor false", "It is the value of a switch.")
+    raise UsageError(f"{text!r} is neither true nor false", "It is the value of a switch.", "Write true or false.")
 
 
 def _split(argv: Sequence[str], known: _Flags, where: str, program: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -356,12 +362,13 @@ def _split(argv: Sequence[str], known: _Flags, where: str, program: str) -> tupl
 
 def _unknown(name: str, where: str, program: str, known: _Flags) -> UsageError:
     supported = "Supported are: " + " ".join(sorted({n for flag, (_, more, _) in known.items() for n in (flag, *more)}))
+    way_back = f'Leave it out, or go back to the real {program}: eval "$(udi env --off snakemake)"'
     if name in REFUSED_FLAGS:
-        return UsageError(f"{where}: {name} cannot be honoured", f"{REFUSED_FLAGS[name]}\n{supported}")
+        return UsageError(f"{where}: {name} cannot be honoured", f"{REFUSED_FLAGS[name]}\n{supported}", way_back)
     return UsageError(
         f"{where}: UDI does not know {name}",
         f"{supported}\nThis {program} is UDI's: a flag that it ignored could change what your workflow computes.",
-        f'Leave it out, or go back to the real {program}: eval "$(udi env --off snakemake)"',
+        way_back,
     )
 
 

@@ -36,11 +36,11 @@ def understand(text: str, cwd: str) -> Pointer | ImageReference:
     """
     scheme, colon, rest = text.partition(":")
     if colon and scheme in _ELSEWHERE and (rest.startswith("//") or scheme in ("oci-archive", "docker-daemon")):
-        raise InvalidReference(f"{text!r}: UDI does not know {scheme}:", _ELSEWHERE[scheme])
+        raise InvalidReference(f"{text!r}: UDI does not know {scheme}:", "", _ELSEWHERE[scheme])
     path = os.path.join(cwd, text)
     if "://" in text or not os.path.exists(path):
         if "://" not in text and (text.startswith(("/", "./", "../")) or text.endswith((".sif", ".simg", ".squashfs"))):
-            raise ImageNotFound(f"there is no image at {path}", "", "Pull it again, or check the path.")
+            raise ImageNotFound(f"There is no image at {path}", "", "Pull it again, or check the path.")
         return ImageReference.parse(text, cwd=cwd)
     found = pointer.read(path)
     if found is not None:

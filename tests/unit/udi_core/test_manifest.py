@@ -70,7 +70,7 @@ def test_lists_of_the_wrong_kind(value: Any) -> None:
         *(config({"Env": value}) for value in (5, [5], {"A": "b"}, ["A=\0"], ["A=\ud800"], [["A=b"]])),
         *(config({"Entrypoint": value}) for value in (5, [5], {"a": "b"}, ["\0"])),
         *(config({"WorkingDir": value}) for value in (5, ["/"], "/\0")),
-        *(config({"Labels": value}) for value in (5, ["a"], "a=b")),
+        *(config({"Labels": value}) for value in (5, ["a"], "a=b", {"a": "\0"})),
         *(config([value]) for value in (5, "x")),
         *(config(rootfs=value) for value in (None, 5, [], {}, {"diff_ids": ["x"]}, {"diff_ids": 5})),
         config(architecture=5),

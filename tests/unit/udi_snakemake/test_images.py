@@ -42,7 +42,7 @@ def test_references(text: str, canonical: str) -> None:
 def test_what_only_the_real_program_knows(text: str, way_out: str) -> None:
     with pytest.raises(InvalidReference) as caught:
         understand(text, "/w")
-    assert way_out in caught.value.details
+    assert way_out in caught.value.hint
 
 
 def test_files_are_told_by_their_content(tmp_path: Path) -> None:
