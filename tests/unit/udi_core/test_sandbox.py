@@ -512,13 +512,14 @@ def test_commands_that_cannot_be_started(command: str, kind: type[LaunchError], 
 
 @pytest.mark.parametrize(
     "command",
-    ["bash", "/bin/bash", "./run.sh", "../ada/run.sh", "tool", "/home/ada/tool", "script", "program", "first"],
+    ["bash", "/bin/bash", "./run.sh", "../ada/run.sh", "tool", "/home/ada/tool", "script", "odd", "program", "first"],
 )
 def test_commands_that_can_be_started(command: str) -> None:
     image = {
         **DEBIAN,
         "/usr/lib64/ld.so": "exec",
         "/usr/bin/script": "exec #! /bin/bash\n",
+        "/usr/bin/odd": "exec #!bash\n",  # which the kernel looks for in the current directory
         "/usr/bin/program": f"exec {ELF}",
         "/usr/local/bin/first": "file",
         "/usr/bin/first": "exec",
