@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from udi_core import Host, LaunchSpec, MountedImage, NodeMounts, UsageError, Volume, build, config_files, execute
 from udi_snakemake import lock, ranks, warm
@@ -37,12 +38,14 @@ def launch(action: Action, question: warm.Question | None, began: float, again: 
             "--writable-tmpfs: UDI's images stay read-only; show a directory instead: --bind DIR:/path", file=sys.stderr
         )
     resolved = resolve(action.image, cwd)
-    mounted = NodeMounts(resolved.config).mount(resolved.image)
+    # Without the caller's directories, the core puts empty ones in the place of home and /tmp.
+    config = replace(resolved.config, automatic=()) if action.contain else resolved.config
+    mounted = NodeMounts(config).mount(resolved.image)
     host = Host.observe(mounted, cwd=cwd)
     spec = specify(action, mounted, host, name=resolved.name, env_file=_read_env_file(action, cwd))
     if ranks.wanted(action, host.environ):
-        return ranks.serve(spec, mounted, resolved.config, _seen(action, host), began, again)
-    ready = build(spec, mounted, resolved.config, _seen(action, host))
+        return ranks.serve(spec, mounted, config, _seen(action, host), began, again)
+    ready = build(spec, mounted, config, _seen(action, host))
     if question is not None and len(action.command) > 1 and os.path.isfile(os.path.join(cwd, action.image)):
         warm.remember(
             question,
@@ -92,7 +95,7 @@ def specify(
         support=(*_metadata(is_sif, drivers), *_temporary(action, host)),
         env=env,
         clearenv=environment.clear,
-        workdir=action.pwd,
+        workdir=action.pwd or (_absolute(action.home[1], host.cwd) if action.contain and action.home else None),
         home=not (action.home or action.no_home or action.contain),
         by="snakemake",
         # A job that Snakemake kills must not go on in its image.
@@ -158,8 +161,6 @@ def _exports(env: Mapping[str, str]) -> str:
 
 def _seen(action: Action, host: Host) -> Host:
     """The node as the core may know it: unasked, it shows the working directory and those that variables name."""
-    from dataclasses import replace
-
     if action.contain:
         hidden, cwd = {"SCRATCH", "TMPDIR"}, "/"
     elif action.home:

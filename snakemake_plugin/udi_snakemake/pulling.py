@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import MutableMapping
 
 from udi_core import ImageAbsent, ImageStore, Progress, ProgressSink, UsageError, ignore
 from udi_core import pull as pull_into_store
 from udi_snakemake import images, pointer
-from udi_snakemake.arguments import PREFIXES, Pull, default_name
+from udi_snakemake.arguments import Pull, default_name
 from udi_snakemake.pointer import Pointer
-from udi_snakemake.resolving import agrees, front_config, locked_image, pin
+from udi_snakemake.resolving import agrees, credentials, front_config, locked_image, pin
 
 
 def pull(request: Pull) -> None:
     """Carry out ``pull [FILE] IMAGE``."""
-    take_credentials(os.environ)
     path = os.path.abspath(request.path or default_name(request.image))
     written = fetch(
         request.image,
@@ -78,7 +76,8 @@ def fetch(
                 return existing
             # Gone from the store: the same image comes back, wherever its tag points by now.
             wanted = pin(named, existing.digest)
-    stored = pull_into_store(wanted, ImageStore(config.store), config, force=force, progress=progress)
+    with credentials(os.environ):
+        stored = pull_into_store(wanted, ImageStore(config.store), config, force=force, progress=progress)
     fresh = Pointer(reference=str(named), digest=stored.digest, store=config.store)
     return pointer.write(path, fresh, replace=force or existing is not None)
 
@@ -89,14 +88,6 @@ def is_stored(named: Pointer) -> bool:
     except ImageAbsent:
         return False
     return True
-
-
-def take_credentials(environ: MutableMapping[str, str]) -> None:
-    """Hand ``APPTAINER_DOCKER_USERNAME`` and ``…_PASSWORD`` on under the names that UDI's registry client reads."""
-    for prefix in reversed(PREFIXES):
-        username, password = (environ.get(f"{prefix}_DOCKER_{what}") for what in ("USERNAME", "PASSWORD"))
-        if username and password:
-            environ["UDI_USERNAME"], environ["UDI_PASSWORD"] = username, password
 
 
 def show_lines(event: Progress) -> None:

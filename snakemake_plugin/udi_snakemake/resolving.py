@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 
 from udi_core import Config, ImageAbsent, ImageReference, ImageStore, StoredImage, load_config
@@ -71,7 +72,28 @@ def _stored_or_pulled(wanted: ImageReference, config: Config) -> StoredImage:
             raise
     from udi_core import pull
 
-    return pull(wanted, store, config)
+    with credentials(os.environ):
+        return pull(wanted, store, config)
+
+
+@contextlib.contextmanager
+def credentials(environ: MutableMapping[str, str]) -> Iterator[None]:
+    """``APPTAINER_DOCKER_USERNAME`` and ``…_PASSWORD`` under the names that UDI's registry client reads, for a while.
+
+    Not for good: the task that comes after the pull inherits the environment.
+    """
+    before = dict(environ)
+    for prefix in reversed(PREFIXES):
+        username, password = (environ.get(f"{prefix}_DOCKER_{what}") for what in ("USERNAME", "PASSWORD"))
+        if username and password:
+            environ.update(UDI_USERNAME=username, UDI_PASSWORD=password)
+    try:
+        yield
+    finally:
+        for name in ("UDI_USERNAME", "UDI_PASSWORD"):
+            environ.pop(name, None)
+            if name in before:
+                environ[name] = before[name]
 
 
 def _changed_since_pulled(reference: ImageReference, store: ImageStore) -> bool:

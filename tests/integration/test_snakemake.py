@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import images, oci, workflows
-from tests.support.registry import Registry
+from tests.support import images, oci, sif, workflows
+from tests.support.registry import Registry, running_registry
 from tests.support.workflows import Workflow, front
 
 pytest.importorskip("snakemake")
@@ -530,6 +530,83 @@ class TestFront:
             cwd=tmp_path,
         )
         assert done.stdout == "/opt\n1 three\n"
+
+    def test_what_the_environment_says(self, env: dict[str, str], image: str, pointer: str, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "file").write_text(f"{name}\n")
+        asked = {
+            "APPTAINER_BIND": f"{tmp_path}/one:/data,{tmp_path}/two:/more:ro",
+            "SINGULARITY_BIND": "/nonexistent:/data",  # the other one wins
+            "APPTAINER_ENV": "A=1,B=2",
+            "SINGULARITY_CWD": "/data",
+            "SINGULARITYENV_C": "3",
+        }
+        word = "pwd; cat /data/file /more/file; echo $A $B $C; ! touch /more/new 2>&-"
+        done = front({**env, **asked}, ["exec", "--env", "B=two", pointer, "sh", "-c", word], cwd=tmp_path)
+        assert done.stdout.split() == ["/data", "one", "two", "1", "two", "3"], done.stderr
+        # The store goes where the real program's cache would go, and the pointer says so.
+        cached = {**env, "APPTAINER_CACHEDIR": str(tmp_path / "cache")}
+        del cached["UDI_STORE"]
+        assert front(cached, ["pull", "y.sif", image], cwd=tmp_path).returncode == 0
+        assert (tmp_path / "cache" / "udi" / "images").is_dir()
+        assert front(env, ["exec", "y.sif", "cat", "/opt/marker"], cwd=tmp_path).stdout == "the image's file\n"
+
+    def test_user_name_and_password_for_a_registry(
+        self, env: dict[str, str], registry: Registry, image: str, tmp_path: Path
+    ) -> None:
+        bcrypt = pytest.importorskip("bcrypt")
+        users = tmp_path / "htpasswd"
+        users.write_text("me:" + bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode() + "\n")
+        auth = {"auth": {"htpasswd": {"realm": "test", "path": str(users)}}}
+        with running_registry(registry.storage, configuration=auth) as closed:
+            private = image.replace(registry.host, closed.host)
+            known = {**env, "APPTAINER_DOCKER_USERNAME": "me", "APPTAINER_DOCKER_PASSWORD": "secret"}
+            refused = front(env, ["pull", "x.sif", private], cwd=tmp_path)
+            assert refused.returncode == 77, refused.stderr
+            assert not (tmp_path / "x.sif").exists()
+            # Either verb pulls what is not there.
+            done = front(known, ["exec", private, "sh", "-c", "cat /opt/marker; env"], cwd=tmp_path)
+            assert done.stdout.startswith("the image's file\n"), done.stderr
+            assert "UDI_PASSWORD" not in done.stdout
+            assert front(known, ["pull", "--force", "x.sif", private], cwd=tmp_path).returncode == 0
+
+    def test_contained_programs_see_nothing_of_the_hosts(
+        self, env: dict[str, str], pointer: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "beside").touch()
+        work = tmp_path / "work"
+        work.mkdir()
+        argv = ["exec", "--containall", "--home", str(work), pointer]
+        word = f"pwd; echo $MINE; ls -A {tmp_path} $HOME; touch /tmp/new ./out && echo written"
+        done = front({**env, "MINE": "host"}, [*argv, "sh", "-c", word], cwd=work)
+        assert done.stdout.splitlines() == [str(work), "", f"{tmp_path}:", "work", "", f"{work}:", "written"], done
+        assert (work / "out").exists()
+        assert not os.path.exists("/tmp/new")
+
+    def test_sif_files(self, env: dict[str, str], workflow: Workflow, push: Callable[..., str], tmp_path: Path) -> None:
+        udi = [sys.executable, "-m", "udi_core"]
+        metadata = oci.Layer.of(
+            *(oci.directory(each) for each in (".singularity.d", ".singularity.d/env")),
+            oci.file(".singularity.d/env/10-docker2singularity.sh", 'export FLAVOUR="${FLAVOUR:-sif}" OTHER=sif\n'),
+            oci.file(".singularity.d/runscript", '#!/bin/sh\necho run with "$@"\n', 0o755),
+        )
+        layers = [*workflows.workflow_layers(), metadata]
+        reference = push(images.derive(images.image("nopython"), tmp_path / "layout", layers), "snakemake/sif")
+        subprocess.run([*udi, "pull", "--quiet", reference], env=env, check=True, capture_output=True)
+        path = subprocess.run([*udi, "path", reference], env=env, check=True, capture_output=True, text=True).stdout
+        sif.around(Path(path.strip()).read_bytes(), workflow.directory / "tool.sif")
+        assert front(env, ["run", "tool.sif", "a b"], cwd=workflow.directory).stdout == "run with a b\n"
+        workflow.write(
+            """
+            rule a:
+                output: "a.txt"
+                container: "tool.sif"
+                shell: "cat /opt/marker > {output}; echo $FLAVOUR $OTHER $APPTAINER_NAME >> {output}"
+            """
+        )
+        workflow.run(APPTAINERENV_OTHER="mine")
+        assert workflow.read("a.txt") == "the image's file\nsif mine tool.sif\n"
 
     def test_a_warm_start_gives_what_a_cold_one_gave(self, env: dict[str, str], pointer: str, tmp_path: Path) -> None:
         python = tmp_path / "python"

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import pytest
 
+from tests.support.sif import DATA, descriptor, write
 from udi_core.errors import CorruptImage, UnsupportedImage
 from udi_core.sif import find_partition
-
-DATA = 0x1_0000
-
-
-def descriptor(kind: int, file_system: int = 1, partition: int = 2, *, offset: int = DATA, size: int = 5000) -> bytes:
-    numbers = (kind, True, 1, 0xF0000001, 0, offset, size, size, 0, 0, 0, 0)
-    extra = struct.pack("<ii3s", file_system, partition, b"02\0").ljust(384, b"\0")
-    return struct.pack("<i?IIIqqqqqqq", *numbers) + b"squash".ljust(128, b"\0") + extra
-
-
-def make(path: Path, *descriptors: bytes, total: int = 48, start: int = 4096) -> str:
-    """A SIF of 5000 bytes of data; unused descriptors fill the table."""
-    table = b"".join(descriptors).ljust(48 * 585, b"\0")
-    head = b"#!/usr/bin/env run-singularity\n".ljust(32, b"\0") + b"SIF_MAGIC\0" + b"01\0" + b"02\0" + bytes(16)
-    head += struct.pack("<8q", 0, 0, 40, total, start, len(table), DATA, 5000)
-    path.write_bytes((head.ljust(4096, b"\0") + table).ljust(DATA, b"\0") + bytes(5000))
-    return str(path)
 
 
 def test_the_primary_partition_is_found(tmp_path: Path) -> None:
     definition, overlay = descriptor(0x4001, size=10), descriptor(0x4004, 2, 4, offset=1, size=1)
-    assert find_partition(make(tmp_path / "x.sif", definition, overlay, descriptor(0x4004))) == (DATA, 5000)
+    assert find_partition(write(tmp_path / "x.sif", definition, overlay, descriptor(0x4004))) == (DATA, 5000)
 
 
 @pytest.mark.parametrize("content", [b"", b"hsqs" + bytes(200), b"#!/bin/sh\nSIF_MAGIC\n", bytes(200)])
@@ -42,20 +25,20 @@ def test_other_files_are_none(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(("file_system", "said"), [(2, "ext3"), (5, "encrypted"), (6, "encrypted"), (77, "unknown")])
 def test_other_file_systems_are_unsupported(tmp_path: Path, file_system: int, said: str) -> None:
     with pytest.raises(UnsupportedImage, match=said):
-        find_partition(make(tmp_path / "x.sif", descriptor(0x4004, file_system)))
+        find_partition(write(tmp_path / "x.sif", descriptor(0x4004, file_system)))
 
 
 def test_without_a_primary_partition_it_is_unsupported(tmp_path: Path) -> None:
     unused = bytearray(descriptor(0x4004))
     unused[4] = 0
-    for path in (make(tmp_path / "a", bytes(unused)), make(tmp_path / "b", descriptor(0x4004, partition=1))):
+    for path in (write(tmp_path / "a", bytes(unused)), write(tmp_path / "b", descriptor(0x4004, partition=1))):
         with pytest.raises(UnsupportedImage, match="no primary partition"):
             find_partition(path)
 
 
 @pytest.mark.parametrize("length", [64, 127, 4096, 20_000, DATA + 4999])
 def test_what_is_cut_off_is_corrupt(tmp_path: Path, length: int) -> None:
-    path = Path(make(tmp_path / "x.sif", descriptor(0x4004)))
+    path = Path(write(tmp_path / "x.sif", descriptor(0x4004)))
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CorruptImage, match="cut off"):
         find_partition(str(path))
@@ -66,10 +49,10 @@ def test_what_is_cut_off_is_corrupt(tmp_path: Path, length: int) -> None:
 )
 def test_numbers_that_cannot_be_right_are_corrupt(tmp_path: Path, changes: dict[str, int]) -> None:
     with pytest.raises(CorruptImage, match="cannot be right"):
-        find_partition(make(tmp_path / "x.sif", descriptor(0x4004), **changes))
+        find_partition(write(tmp_path / "x.sif", descriptor(0x4004), **changes))
 
 
 @pytest.mark.parametrize(("offset", "size"), [(-1, 10), (DATA, -1), (DATA, 5001), (1 << 62, 10), (DATA, 0)])
 def test_partitions_outside_the_file_are_corrupt(tmp_path: Path, offset: int, size: int) -> None:
     with pytest.raises(CorruptImage, match="cut off"):
-        find_partition(make(tmp_path / "x.sif", descriptor(0x4004, offset=offset, size=size)))
+        find_partition(write(tmp_path / "x.sif", descriptor(0x4004, offset=offset, size=size)))
