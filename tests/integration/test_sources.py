@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import oci
-from udi_core import Config, ImageNotFound, ImageReference, ImageStore, StoredImage, UnsupportedImage, pull
+from udi_core import Config, CorruptImage, ImageNotFound, ImageReference, ImageStore, StoredImage, UnsupportedImage, pull
 from udi_core.manifest import parse_manifest
 from udi_core.platforms import parse_platform
 
@@ -64,7 +64,7 @@ def test_a_squashfs_file_is_hashed_once(layout: oci.Layout, config: Config, tmp_
     assert content(image, "top") == "t" and image.digest == f"sha256:{image.squashfs_sha256}"
     assert fetch(str(copy), config) == image
     copy.write_bytes(b"no squashfs")
-    with pytest.raises(Exception, match="not a squashfs"):
+    with pytest.raises(CorruptImage, match="not a squashfs"):
         fetch(str(copy), config)
 
 
@@ -88,7 +88,7 @@ def test_a_compressed_archive_says_how_to_go_on(config: Config, tmp_path: Path) 
     archive = tmp_path / "saved.tar.gz"
     with tarfile.open(archive, "w:gz") as made:
         made.addfile(tarfile.TarInfo("x"))
-    with pytest.raises(Exception, match="gunzip"):
+    with pytest.raises(CorruptImage, match="gunzip"):
         fetch(f"docker-archive:{archive}", config)
 
 

@@ -225,7 +225,7 @@ def test_a_writer_that_dies_leaves_no_program_behind(tmp_path: Path) -> None:
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     pid = int(done.stdout)
-    for _ in range(100):
+    for _ in range(600):
         if not os.path.exists(f"/proc/{pid}"):
             return
         signal.sigtimedwait([], 0.1)
