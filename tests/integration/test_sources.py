@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.support import oci
-from udi_core import Config, CorruptImage, ImageNotFound, ImageReference, ImageStore, StoredImage, UnsupportedImage, pull
+from udi_core import (
+    Config,
+    CorruptImage,
+    ImageNotFound,
+    ImageReference,
+    ImageStore,
+    StoredImage,
+    UnsupportedImage,
+    pull,
+)
 from udi_core.manifest import parse_manifest
 from udi_core.platforms import parse_platform
 
