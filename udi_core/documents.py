@@ -37,8 +37,8 @@ def parse_json(data: bytes) -> Any:
         value, end = make_scanner(_Settings)(text, 0)  # type: ignore[arg-type]
         if end == len(text):
             return value
-    except (AttributeError, ImportError, StopIteration, TypeError):
-        pass  # malformed, or another Python's scanner wants more
+    except (AttributeError, ImportError, StopIteration, SystemError, TypeError):
+        pass  # malformed (the scanner takes its exception from json, which is not loaded); or it wants more settings
     import json
 
     return json.loads(data)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,27 @@ def test_json(text: str) -> None:
     assert repr(parse_json(text.encode())) == repr(json.loads(text))
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b'{"a": }', b"1 2", b'"\xff"', b"nope", b'{"a": "un'])
+DAMAGED = (b"", b"{", b'{"a": }', b"1 2", b'"\xff"', b"nope", b'{"a": "un')
+
+
+@pytest.mark.parametrize("data", DAMAGED)
 def test_damaged_json(data: bytes) -> None:
     with pytest.raises(ValueError):
         parse_json(data)
+
+
+def test_damaged_json_where_json_is_not_loaded_yet() -> None:
+    """As in a command: the scanner's own exception lives in the package that is not there."""
+    program = (
+        "import sys; from udi_core.documents import parse_json\n"
+        "for data in {}:\n"
+        "    for name in [name for name in sys.modules if name.startswith('json')]: del sys.modules[name]\n"
+        "    try: parse_json(data)\n"
+        "    except ValueError: continue\n"
+        "    raise SystemExit(repr(data))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program.format(DAMAGED)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 class Counted:

@@ -148,6 +148,17 @@ def test_a_record_of_a_later_version_is_left_alone(store: ImageStore) -> None:
     assert list(store.images()) == []
 
 
+@pytest.mark.parametrize("field", ["env", "labels", "platform", "entrypoint", "diff_ids"])
+def test_a_record_whose_config_is_damaged(store: ImageStore, field: str) -> None:
+    image = publish(store, 1)
+    path = Path(image.squashfs).with_name("image.json")
+    document = json.loads(path.read_text())
+    document["config"][field] = 7
+    path.write_text(json.dumps(document))
+    with pytest.raises(StoreError, match="--force"):
+        store.image(image.digest)
+
+
 def test_made_anew_a_sound_file_stays_and_a_damaged_one_goes(store: ImageStore) -> None:
     image = publish(store, 1)
     before = os.stat(image.squashfs).st_ino
