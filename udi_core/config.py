@@ -347,6 +347,8 @@ def _mapping(value: Any) -> dict[str, str]:
         raise TypeError("a mapping is needed")
     if wrong := [key for key, each in value.items() if not isinstance(each, (str, int, float))]:
         raise TypeError(f"{wrong[0]} needs a text")
+    if wrong := [key for key in value if not key or "=" in str(key)]:
+        raise ValueError(f"{wrong[0]!r} cannot be a variable's name")
     return {_string(key): _string(str(each)) for key, each in value.items()}
 
 

@@ -101,8 +101,8 @@ def batch(arguments: argparse.Namespace) -> int:
     if not arguments.words:
         raise UsageError("No script was given", "", "Write: udi batch SCRIPT [ARGUMENT…]")
     path, *rest = arguments.words
-    path = os.path.abspath(path)
     try:
+        path = os.path.abspath(path)
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             text = file.read()
     except OSError as error:

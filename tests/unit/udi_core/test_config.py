@@ -26,6 +26,8 @@ def load(tmp_path: Path, user: str, site: str = "", **variables: str) -> Config:
         "idle: true",
         "idle: [1]",
         "idle: soon",
+        "env: {A=B: x}",
+        'env: {"": x}',
         "max_entries: 1.5",
         "max_entries: -1",
         "max_entries: .nan",
