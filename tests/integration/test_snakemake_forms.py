@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -15,25 +17,63 @@ from tests.support.workflows import Workflow
 pytest.importorskip("snakemake")
 pytestmark = [pytest.mark.needs("bwrap", "tar2sqfs", "docker-registry"), pytest.mark.timeout(600)]
 
-#: Speaks as much of conda's command line as Snakemake uses in an image, and makes environments with one program.
-CONDA = r"""#!/bin/bash -e
-case "$1 $2" in
-"info --json") echo '{"conda_prefix": "/opt/conda", "platform": "linux-64"}' ;;
-"--version ") echo conda 25.1.0 ;;
-"clean -y") ;;
-"config --set") [ "$3 $4" = "channel_priority strict" ] ;;
-"env create")
-  while [ $# -gt 0 ]; do
-    case $1 in --prefix) prefix=$2 ;; --file) file=$2 ;; esac
-    shift
-  done
-  mkdir -p "$prefix/bin"
-  printf '#!/bin/sh\necho fitted by %s\n' "$(grep -o 'fit[=0-9.]*' "$file")" >"$prefix/bin/fit"
-  chmod +x "$prefix/bin/fit"
-  ;;
-*) echo "conda: $*" >&2 && exit 2 ;;
-esac
+#: As much of conda's command line as Snakemake uses in an image, above rattler, which solves and links as pixi does.
+CONDA = """#!/usr/bin/python3
+import asyncio, json, os, sys
+import certifi, yaml
+os.environ["SSL_CERT_FILE"] = certifi.where()  # rattler wants certificates, whatever the channel
+from rattler import install, solve
+
+async def create(file, prefix):
+    with open(file) as text:
+        asked = yaml.safe_load(text)
+    records = await solve(asked["channels"], asked["dependencies"], platforms=["linux-64", "noarch"])
+    await install(records, target_prefix=prefix, cache_dir=os.environ["CONDA_PKGS_DIRS"], show_progress=False)
+
+match sys.argv[1:]:
+    case ["info", "--json"]:
+        print(json.dumps({"conda_prefix": "/opt/conda", "platform": "linux-64"}))
+    case ["--version"]:
+        print("conda 25.1.0")
+    case ["config", "--set", "channel_priority", "strict"]:
+        pass
+    case ["env", "create", "--quiet", "--no-default-packages", "--file", file, "--prefix", prefix]:
+        asyncio.run(create(file, prefix))
+    case other:
+        sys.exit(f"conda: {other}")
 """
+
+
+def make_channel(top: Path, *versions: str) -> None:
+    """A conda channel with some versions of a package ``fit``, which has one program."""
+    packages = {}
+    for version in versions:
+        program = f"#!/bin/sh\necho fitted by {version} in $CONDA_PREFIX\n".encode()
+        index = {"name": "fit", "version": version, "build": "0", "build_number": 0, "depends": [], "noarch": "generic"}
+        index |= {"subdir": "noarch"}
+        digest = hashlib.sha256(program).hexdigest()
+        path = {"_path": "bin/fit", "path_type": "hardlink", "sha256": digest, "size_in_bytes": len(program)}
+        entries = [
+            oci.directory("info"),
+            oci.file("info/index.json", json.dumps(index)),
+            oci.file("info/paths.json", json.dumps({"paths": [path], "paths_version": 1})),
+            oci.directory("bin"),
+            oci.file("bin/fit", program, 0o755),
+        ]
+        content = bz2.compress(oci.tar(entries))
+        packages[f"fit-{version}-0.tar.bz2"] = {
+            **index,
+            "md5": hashlib.md5(content).hexdigest(),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "size": len(content),
+        }
+        (top / "noarch").mkdir(parents=True, exist_ok=True)
+        (top / "noarch" / f"fit-{version}-0.tar.bz2").write_bytes(content)
+    for subdir, has in (("noarch", packages), ("linux-64", {})):
+        (top / subdir).mkdir(parents=True, exist_ok=True)
+        repodata = {"info": {"subdir": subdir}, "packages": has, "packages.conda": {}, "repodata_version": 1}
+        (top / subdir / "repodata.json").write_text(json.dumps(repodata))
+
 
 env = workflows.module_environment
 
@@ -46,10 +86,14 @@ def image(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) ->
         oci.directory("opt/conda"),
         oci.directory("opt/conda/bin"),
         oci.file("opt/conda/bin/conda", CONDA, 0o755),
-        oci.file("opt/conda/bin/activate", 'export PATH="$1/bin:$PATH"\n'),
+        oci.file("opt/conda/bin/activate", 'export PATH="$1/bin:$PATH" CONDA_PREFIX="$1"\n'),
         oci.symlink("usr/local/bin/conda", "/opt/conda/bin/conda"),
     )
-    layers = [*workflows.workflow_layers(), layer]
+    layers = [
+        *workflows.workflow_layers(),
+        images.python_layer("py-rattler", "pyyaml", "certifi", name="numeric"),
+        layer,
+    ]
     layout = images.derive(images.image("numeric"), tmp_path_factory.mktemp("image") / "layout", layers)
     return "docker://" + push(layout, "snakemake/forms").removeprefix("docker:")
 
@@ -144,11 +188,16 @@ def test_conda_environments_are_made_and_used_in_the_image(workflow: Workflow, i
             shell: "fit > {{output}}; cat /opt/marker >> {{output}}"
         """
     )
-    workflow.write("channels: [conda-forge]\ndependencies:\n  - fit=2.1\n", "fit.yaml")
-    # Snakemake cleans up on the host, whose conda it asks for that and nothing else.
-    host = workflow.write(CONDA, "host/conda", 0o755).parent
+    make_channel(workflow.directory / "channel", "2.0", "2.1", "3.0")
+    workflow.write(f"channels: ['file://{workflow.directory}/channel']\ndependencies:\n  - fit <3\n", "fit.yaml")
+    # Snakemake asks the host's conda what it is, and to clean up; the environment is not its business.
+    answers = '{"conda_prefix": "/nonexistent", "platform": "linux-64"}'
+    script = f"case $1 in info) echo '{answers}' ;; --version) echo conda 25.1.0 ;; clean) ;; *) exit 2 ;; esac"
+    host = workflow.write(f"#!/bin/sh\n{script}\n", "host/conda", 0o755).parent
     workflow.run("--sdm", "conda", "apptainer", PATH=f"{host}:{workflow.env['PATH']}")
-    assert workflow.read("a.txt") == "fitted by fit=2.1\nthe image's file\n"
+    (prefix,) = (workflow.directory / ".snakemake" / "conda").glob("*/")
+    assert workflow.read("a.txt") == f"fitted by 2.1 in {prefix}\nthe image's file\n"
+    assert (prefix / "conda-meta" / "fit-2.1-0.json").exists()
 
 
 def test_scripts_in_r(workflow: Workflow, push: Callable[..., str], tmp_path: Path) -> None:
