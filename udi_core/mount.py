@@ -27,6 +27,7 @@ from udi_core.backends import NAMES, PROCESSLESS, Held, Place, load, start_time
 from udi_core.contexts import contextmanager, suppress
 from udi_core.documents import KEPT, parse_json
 from udi_core.errors import ConfigError, MountError, PolicyError, UdiError
+from udi_core.mpi import ordered
 from udi_core.programs import require_program
 from udi_core.progress import Progress, ProgressSink, ignore
 from udi_core.values import dataclass, names, replace
@@ -174,7 +175,7 @@ class NodeMounts:
         if copy:
             image = replace(image, squashfs=copy)
         excuses = []
-        for backend in self._config.backends:
+        for backend in ordered(self._config.backends, os.environ):
             progress(Progress("mount", image.digest, note=f"trying {backend}"))
             try:
                 if self._for_all and backend == "extract":

@@ -13,6 +13,7 @@ import time
 from udi_core import record, task_files
 from udi_core.errors import CommandNotFound, ConfigError, LaunchError, NotExecutable
 from udi_core.layout import Mount, Plan, place, steps
+from udi_core.mpi import APART, SERVER_DIRECTORY, is_rank
 from udi_core.policy import check_source, check_target, denied_source, denied_target
 from udi_core.programs import require_program
 from udi_core.tree import DiskTree, Tree, View, is_below, resolve
@@ -345,11 +346,14 @@ def execute(launch: Launch, began: float, *, noted: bool = False) -> NoReturn:
 def environment(spec: LaunchSpec, mounted: MountedImage, config: Config, host: Host, view: Tree) -> dict[str, str]:
     """The task's environment.
 
-    Lowest first: host, image, ``env_file``, ``env``, configuration (modules, user, site).  Host variables that name
-    files of the host are left out, and PATH is the image's.  ``${NAME}`` in the configuration stands for what the
-    variable is without it, so that a module can add to LD_LIBRARY_PATH.
+    Lowest first: what ranks of MPI need in namespaces of their own, host, image, ``env_file``, ``env``, configuration
+    (modules, user, site).  Host variables that name files of the host are left out, and PATH is the image's.
+    ``${NAME}`` in the configuration stands for what the variable is without it, so that a module can add to
+    LD_LIBRARY_PATH.
     """
     result = {"PATH": DEFAULT_PATH}
+    if is_rank(host.environ) and not mounted.join and not (host.uid == 0 and host.is_admin):
+        result |= APART
     for name, value in host.environ.items():
         keep = name in _KEPT_WHEN_CLEARED if spec.clearenv else not (names_files(name) or name in _SECRETS)
         if keep and (name not in _IF_VISIBLE or (value.startswith("/") and view.kind(resolve(view, value)))):
@@ -428,7 +432,7 @@ def _automatic(spec: LaunchSpec, config: Config, host: Host) -> dict[str, Mount]
         "scratch": host.environ.get("SCRATCH", ""),
         "tmpdir": host.environ.get("TMPDIR", ""),
         "cwd": host.cwd,
-        "PMIx": host.environ.get("PMIX_SERVER_TMPDIR", ""),
+        "PMIx": host.environ.get(SERVER_DIRECTORY, ""),
     }
     found: dict[str, Mount] = {}
     for name in paths:

@@ -539,3 +539,21 @@ def test_the_run_record_names_what_will_run() -> None:
     line = json.loads(built.record[1] + "}")
     assert (line["by"], line["image"], line["backend"], line["program"]) == ("parsl", "sha256:ab", "kernel", "bash")
     assert launch(("bash",)).record[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("rank", "more", "told"),
+    [
+        ({"PMI_RANK": "1"}, {}, True),
+        ({"PMIX_RANK": "1"}, {"uid": 0}, True),
+        ({"PMI_RANK": "1"}, {"uid": 0, "is_admin": True}, False),
+        ({"PMI_RANK": "1"}, {"join": ("nsenter", "--user")}, False),
+        ({}, {}, False),
+    ],
+)
+def test_ranks_in_namespaces_of_their_own_are_told_not_to_read_memory(
+    rank: dict[str, str], more: dict[str, Any], told: bool
+) -> None:
+    env = launch(environ={"HOME": "/home/ada", "UCX_TLS": "tcp,self", **rank}, **more).env
+    assert (env.get("MPIR_CVAR_CH4_CMA_ENABLE") == "0") is told
+    assert env["UCX_TLS"] == "tcp,self"  # the user's own
