@@ -103,10 +103,14 @@ class _Images:
 
 
 class ImageFuture(Future[TaskImage]):
-    """A future of a task's image; Parsl shows its ``repr`` when the task cannot run, so that says why."""
+    """A future of a task's image; Parsl shows its ``repr`` when the task cannot run, so that says why.
+
+    It cannot be cancelled: all tasks of the image wait for it.
+    """
 
     def __init__(self, wish: Wish) -> None:
         super().__init__()
+        self.set_running_or_notify_cancel()
         self._names = ", ".join(text for _, text in wish.references)
 
     def __repr__(self) -> str:
@@ -156,6 +160,16 @@ def _check(specification: dict[str, Any] | None, choices: tuple[Choice, ...], ar
             )
 
 
+def _settings(app: AppBase) -> dict[str, Any]:
+    """What Parsl's decorator was given, for an app that takes the place of the one it made."""
+    return {
+        "data_flow_kernel": app.data_flow_kernel,
+        "cache": app.cache,
+        "executors": app.executors,
+        "ignore_for_cache": app.ignore_for_cache,
+    }
+
+
 class _ImagePythonApp(_Images, PythonApp):
     def __init__(self, app: PythonApp, wish: Wish, around: Surroundings) -> None:
         function = inspect.unwrap(app.func)
@@ -164,13 +178,7 @@ class _ImagePythonApp(_Images, PythonApp):
         except NotPortable as error:
             raise UsageError(f"The app {app.__name__!r} cannot be sent to an image", str(error), _PORTABLE) from error
         self._wish, self._around, self._ready = wish, around, {}
-        super().__init__(
-            function,
-            data_flow_kernel=app.data_flow_kernel,
-            cache=app.cache,
-            executors=app.executors,
-            ignore_for_cache=app.ignore_for_cache,
-        )
+        super().__init__(function, **_settings(app))
         self.func = ImageFunction(self._specification, function.__module__, SUBMITTER)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -181,13 +189,7 @@ class _ImagePythonApp(_Images, PythonApp):
 class _ImageBashApp(_Images, BashApp):
     def __init__(self, app: BashApp, wish: Wish, around: Surroundings) -> None:
         self._wish, self._around, self._ready = wish, around, {}
-        super().__init__(
-            app.func,
-            data_flow_kernel=app.data_flow_kernel,
-            cache=app.cache,
-            executors=app.executors,
-            ignore_for_cache=app.ignore_for_cache,
-        )
+        super().__init__(app.func, **_settings(app))
         self.wrapped_remote_function = ImageCommand(app.func)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -198,14 +200,7 @@ class _JoinApp(PythonApp):
     """A join app whose inner apps get its image, unless they have one."""
 
     def __init__(self, app: PythonApp, wish: Wish, around: Surroundings) -> None:
-        super().__init__(
-            inspect.unwrap(app.func),
-            data_flow_kernel=app.data_flow_kernel,
-            cache=app.cache,
-            executors=app.executors,
-            ignore_for_cache=app.ignore_for_cache,
-            join=True,
-        )
+        super().__init__(inspect.unwrap(app.func), **_settings(app), join=True)
         _let_plain_apps_ask()
         function = self.func
 
