@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from udi_parsl.decorator import image as image
     from udi_parsl.executors import UdiExecutorMixin as UdiExecutorMixin
     from udi_parsl.executors import UDIHighThroughputExecutor as UDIHighThroughputExecutor
-    from udi_parsl.image import image as image
     from udi_parsl.images import TaskImage as TaskImage
     from udi_parsl.nodes import WarmLauncher as WarmLauncher
     from udi_parsl.nodes import prefetch as prefetch
@@ -28,7 +28,7 @@ _HOME = {
     "UDIHighThroughputExecutor": "executors",
     "UdiExecutorMixin": "executors",
     "WarmLauncher": "nodes",
-    "image": "image",
+    "image": "decorator",
     "prefetch": "nodes",
     "retry_handler": "retries",
     "worker_init": "nodes",
@@ -39,7 +39,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # The module `image` would take the place of the function of that name: set it last, and for good.
+    # Kept: the next look-up costs nothing.
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -22,7 +22,7 @@ from parsl.launchers import SingleNodeLauncher, SrunLauncher
 from parsl.providers import LocalProvider, SlurmProvider
 
 from udi_core import ToolFailed, UsageError, find_tool, run
-from udi_parsl.image import image as decorate
+from udi_parsl.decorator import image as decorate
 from udi_parsl.nodes import WarmLauncher
 
 _COMMAND_SECONDS = 60  # a busy batch system takes its time to answer

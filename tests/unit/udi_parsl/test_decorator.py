@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from udi_parsl.image import ImageFuture
+from udi_parsl.decorator import ImageFuture
 from udi_parsl.images import Wish
 
 from udi_core import UsageError
