@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from udi_core.sandbox import execute as execute
     from udi_core.sources import open_source as open_source
     from udi_core.sources import resolve as resolve
+    from udi_core.standing import stand as stand
     from udi_core.store import ImageStore as ImageStore
     from udi_core.store import PythonInfo as PythonInfo
     from udi_core.store import StoredImage as StoredImage
@@ -128,6 +129,7 @@ _EXPORTS = {
     "reference": "ImageReference",
     "sandbox": "Host Launch LaunchSpec build execute",
     "sources": "open_source resolve",
+    "standing": "stand",
     "store": "ImageStore PythonInfo StoredImage",
     "volumes": "Volume",
     "waiter": "end_as",

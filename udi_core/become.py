@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 # Since Linux 5.1 a system call has the same number everywhere (asm-generic/unistd.h); pivot_root is older.
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_CLONE3 = 435
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217}
-_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
-_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_SLAVE, _MNT_DETACH = 2, 4, 0x4000, 0x80000, 2
+_CLONE_PARENT, _CLONE_NEWNS, _CLONE_NEWUSER = 0x8000, 0x20000, 0x10000000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE, _MNT_DETACH = 2, 4, 8, 0x4000, 0x80000, 2
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 1, 4, 0x40
 _RDONLY, _NOSUID, _NODEV = 1, 2, 4  # MOUNT_ATTR_…
@@ -85,20 +86,34 @@ def become(plan: Plan) -> NoReturn:
     Raises:
         LaunchError: the kernel refused something, or the program cannot be executed.
     """
+    go_in(plan)
+    execute(plan.command, plan.env)
+
+
+def go_in(plan: Plan) -> None:
+    """All of it but for the program: this process sees and may do no more than the task afterwards.
+
+    Raises:
+        LaunchError: the kernel refused something.
+    """
     try:
         _enter_namespaces(plan.server)
         _make_view(plan)
         os.chdir(plan.workdir)
         _drop_privileges()
         if plan.die_with_parent:
-            _check(_prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
+            die_with_parent()
     except OSError as error:
         raise LaunchError(
             "The sandbox could not be built",
             f"{error.filename or 'system call'}: {error.strerror}",
             "udi doctor says what this node lacks.",
         ) from error
-    _execute(plan.command, plan.env)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread ends that started it; a fork does not inherit it."""
+    _check(_prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
 
 
 def _enter_namespaces(server: int) -> None:
@@ -219,7 +234,7 @@ def _devices(path: str) -> None:
         os.symlink(target, f"{path}/{name}")
     for name in ("shm", "pts"):
         os.mkdir(f"{path}/{name}")
-    _mount("devpts", f"{path}/pts", "devpts", _MS_NOSUID, "newinstance,ptmxmode=0666,mode=620")
+    _mount("devpts", f"{path}/pts", "devpts", _MS_NOSUID | _MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620")
 
 
 def _terminal() -> str:
@@ -269,6 +284,16 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
     _check(_mount_call(*names, clib.UnsignedLong(flags), data.encode() or None), target)
 
 
+def fork_sibling() -> int:
+    """fork(2), but the child's parent is this process's own: 0 in the child, its process id here.
+
+    For a process with a single thread.  The child may execute a program or end by os._exit, nothing else: Python does
+    not know that it is another process.  Source: clone3(2).
+    """
+    how = _CLONE_PARENT.to_bytes(8, sys.byteorder) + bytes(56)  # struct clone_args
+    return _check(_syscall(_CLONE3, how, len(how)), "clone3")
+
+
 def _drop_privileges() -> None:
     _check(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     # An empty bounding set keeps the exec of uid 0 from bringing the capabilities back.
@@ -280,7 +305,12 @@ def _drop_privileges() -> None:
     _check(_capset(header, bytes(24)), "capset")
 
 
-def _execute(command: tuple[str, ...], env: Mapping[str, str]) -> NoReturn:
+def execute(command: tuple[str, ...], env: Mapping[str, str]) -> NoReturn:
+    """Execute a program in this process, with the messages and the exit codes of :mod:`udi_core.errors`.
+
+    Raises:
+        CommandNotFound, NotExecutable: it cannot be.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     program = command[0]

@@ -30,6 +30,9 @@ class Executor(AbstractExecutor):  # type: ignore[misc]
 try:
     from udi_snakemake.activation import activate
 
-    activate()
+    if activate():
+        from udi_snakemake.in_process import install
+
+        install()
 except Exception as error:
     print(f"udi: UDI_SNAKEMAKE=1 could not be honoured: {error}", file=sys.stderr)

@@ -15,6 +15,8 @@ from collections.abc import Mapping, MutableMapping
 
 SWITCH = "UDI_SNAKEMAKE"
 PYTHON = "UDI_PYTHON"
+#: Asks the front for a sandbox that stands, on its standard input.
+STAND = "UDI_FRONT_STAND"
 #: A directory with this file holds fronts, whichever installation they belong to.
 MARKER = "udi-front"
 PROGRAMS = ("apptainer", "singularity")

@@ -22,11 +22,14 @@ _SUPPORT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "singularity
 _SOURCE_SCRIPTS = 'for script in /.singularity.d/env/*.sh; do [ -f "$script" ] && . "$script"; done; '
 
 
-def launch(action: Action, question: warm.Question | None, began: float, again: Sequence[str]) -> int:
+def launch(
+    action: Action, question: warm.Question | None, began: float, again: Sequence[str], *, stands: bool = False
+) -> int:
     """Become the program that ``action`` names, in its image, mounted and pulled as needed.
 
     With ``question`` the front can do the same again without us; ``began`` is when it was called; ``again`` is its own
-    command line without the program.  Returns only where the program may start ranks: with its exit status.
+    command line without the program.  With ``stands`` nothing is started: this process becomes a sandbox in which
+    others start it.  Returns only where the program may start ranks: with its exit status.
 
     Raises:
         UdiError: anything that keeps the program from starting.
@@ -44,8 +47,14 @@ def launch(action: Action, question: warm.Question | None, began: float, again: 
     host = Host.observe(mounted, cwd=cwd)
     spec = specify(action, mounted, host, name=resolved.name, env_file=_read_env_file(action, cwd))
     if ranks.wanted(action, host.environ):
+        if stands:
+            raise UsageError("A program that may start ranks does not share its sandbox")
         return ranks.serve(spec, mounted, config, _seen(action, host), began, again)
     ready = build(spec, mounted, config, _seen(action, host))
+    if stands:
+        from udi_core import stand
+
+        stand(ready, root=mounted.view, inputs=_inputs(action, cwd, host.environ))
     if question is not None and len(action.command) > 1 and os.path.isfile(os.path.join(cwd, action.image)):
         warm.remember(
             question,

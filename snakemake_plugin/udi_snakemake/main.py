@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from udi_core import LaunchError, UdiError
+from udi_snakemake.activation import STAND
 from udi_snakemake.arguments import ACTIONS, Action, Help, Inspect, Version, parse
 from udi_snakemake.warm import take_question
 
@@ -27,7 +28,7 @@ def main(program: str, argv: Sequence[str]) -> int:
     """Carry out one command line; returns the exit status, unless the process has become the program in the image."""
     began = time.time()
     acting = bool(set(ACTIONS) & set(argv))
-    question = take_question()
+    question, stands = take_question(), bool(os.environ.pop(STAND, ""))
     _forget_locale()
     try:
         request = parse(argv, os.environ, program)
@@ -37,7 +38,7 @@ def main(program: str, argv: Sequence[str]) -> int:
 
             # What would start the same with another command.
             again = [program, *argv[: len(argv) - len(request.command)]]
-            return launch(request, question, began, again)
+            return launch(request, question, began, again, stands=stands)
         elif isinstance(request, Help):
             from udi_snakemake.help import text
 
