@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -71,3 +73,11 @@ def test_subprocess_has_one_door(copy: Path) -> None:
     done = check(copy, "ruff", "check", "--no-cache", "udi_core")
     assert done.returncode == 1
     assert "TID251" in done.stdout
+
+
+@pytest.mark.parametrize("package", ["udi_core", "udi_parsl"])
+def test_a_module_does_not_take_the_place_of_an_export(package: str) -> None:
+    """Whoever imports a submodule puts it into the package, in the place of what has the same name there."""
+    found = importlib.import_module(package)
+    same = {each.name for each in pkgutil.iter_modules(found.__path__)} & set(found.__all__)
+    assert [name for name in same if not callable(importlib.import_module(f"{package}.{name}"))] == []
