@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from udi_core import _process
+from udi_core.backends.probe import probe
 from udi_core.become import forbidding_sysctl
 from udi_core.config import Config, config_files
 from udi_core.credentials import Credentials
 from udi_core.errors import UdiError
-from udi_core.mount import check_directory, probe_backends
+from udi_core.node_files import check_directory
 from udi_core.squashfs import writer_program
 from udi_core.store import ImageStore
 
@@ -131,7 +132,7 @@ def _kernel() -> Finding:
 def _backends(config: Config) -> Iterator[Finding]:
     there = os.path.isdir(config.node_dir)
     try:
-        verdicts = probe_backends(config)
+        verdicts = list(probe(config))
     except (UdiError, OSError) as error:
         why = error.brief if isinstance(error, UdiError) else str(error)
         yield Finding(level="missing", what="mounts", found=f"could not be tried: {why}")
@@ -139,10 +140,10 @@ def _backends(config: Config) -> Iterator[Finding]:
     if not there:
         with contextlib.suppress(OSError):  # a task may have begun to use it meanwhile
             os.rmdir(config.node_dir)
-    works = any(each.ok for each in verdicts)
+    works = any(not each.reason for each in verdicts)
     chosen = False
     for each in verdicts:
-        if each.ok:
+        if not each.reason:
             found = "works" if chosen else "works; tasks on this node use it"
             chosen = True
             yield Finding(level="ok", what=f"mount by {each.name}", found=found)

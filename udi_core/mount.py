@@ -1,13 +1,8 @@
 """Node-local mounts: an image is mounted once on a node, however many tasks start at the same moment.
 
-Every task holds a shared flock(2) on its mount's *lease* file.  The descriptor passes through exec, so the use
-ends with the last process of the task, even after ``kill -9``.  Whoever mounts or unmounts holds the *lock* file
-exclusively; a mount may be taken away only by somebody who got the lease exclusively, that is, without tasks.
-A task on a warm node takes no exclusive lock at all.
+Layout of the node directory::
 
-Layout of the node directory, known to this module only::
-
-    <node_dir>/mounts/<hex of the image>/<slot>/lock, lease, state.json, root/, server.log, etc-<key>/
+    <node_dir>/mounts/<hex of the image>/<slot>/    see :mod:`udi_core.slot`
 
 A *slot* is a set of processes that can share a mount: ``node``, all of the node's; ``job-J`` or ``job-J.S``, those
 of a Slurm job or step, since Slurm kills a FUSE server with the step that started it; ``shared``, what a user
@@ -17,66 +12,28 @@ mount of the plain slot.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 import time
 
 from udi_core import copies, etc_files, node_files, record, task_files
-from udi_core.backends import NAMES, PROCESSLESS, Held, Place, load, start_time
-from udi_core.contexts import contextmanager, suppress
-from udi_core.documents import KEPT, parse_json
-from udi_core.errors import ConfigError, MountError, PolicyError, UdiError
+from udi_core.backends import PROCESSLESS, load
+from udi_core.contexts import suppress
+from udi_core.documents import KEPT
+from udi_core.errors import MountError, PolicyError, UdiError
 from udi_core.mpi import ordered
+from udi_core.node_files import check_directory, check_node_local
 from udi_core.programs import require_program
 from udi_core.progress import Progress, ProgressSink, ignore
-from udi_core.values import dataclass, names, replace
+from udi_core.slot import MountState, Slot, boot_id, listdir, namespace, view
+from udi_core.values import dataclass, replace
 
 TYPE_CHECKING = False  # importing typing costs a warm start 5 ms
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from typing import Any
 
     from udi_core.config import Config
     from udi_core.store import ImageStore, StoredImage
-
-# Unpacking costs seconds, so what was unpacked is kept longer than a mount that costs milliseconds.
-_EXTRACT_IDLE = 3600.0
-# Of the mark of use in the store, which counts for days: whoever reaps meanwhile leaves the store alone.
-_RENEW = 6 * 3600.0
-# Seconds that those who unmount hold a lease at most, a machine that does much else included.
-_INSTANT = 20.0
-# File systems that several nodes see: the locks and mounts in here are of one node.
-_NETWORK = frozenset({"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "ceph", "beegfs", "pvfs2", "panfs", "afs"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountState:
-    """What ``state.json`` says about a mount.
-
-    Attributes:
-        digest: the image.
-        reference: what it was first pulled as.
-        backend: one of :data:`udi_core.backends.NAMES`.
-        root: where it is mounted.
-        pid: process of the FUSE server, or 0; ``started`` is its start time in clock ticks since boot.
-        device: loop device, or "".
-        namespace: inode of the mount namespace in which it was mounted.
-        boot_id: the node's boot at that time.
-        mounted: when, in seconds since 1970.
-    """
-
-    digest: str
-    reference: str
-    squashfs: str
-    backend: str
-    root: str
-    pid: int
-    started: int
-    device: str
-    namespace: int
-    boot_id: str
-    mounted: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,21 +74,6 @@ class MountedImage:
         self.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What trying a backend showed.
-
-    Attributes:
-        reason: why it does not work; "" if it does.
-        hint: what would make it work.
-    """
-
-    name: str
-    ok: bool
-    reason: str = ""
-    hint: str = ""
-
-
 class NodeMounts:
     """All mounts that a user has on this node.  Any number of processes may use it at once."""
 
@@ -160,7 +102,7 @@ class NodeMounts:
             lease = own.take_lease()
             return self._mounted(image, shared[0], own, (shared[1], lease), home)
         scopes = _scopes(os.environ)
-        seen = (*scopes, *(f"{scope}@{_namespace()}" for scope in scopes))
+        seen = (*scopes, *(f"{scope}@{namespace()}" for scope in scopes))
         for name in seen:
             slot = self._slot(image.digest, name)
             if os.path.exists(slot.place.state):
@@ -169,7 +111,7 @@ class NodeMounts:
                 if state is not None:
                     return self._mounted(image, state, slot, (lease,), home)
                 os.close(lease)
-        self._check_node_local()
+        check_node_local(self._config.node_dir)
         self.reap()
         copy = copies.find(self._config.node_dir, image.digest)
         if copy:
@@ -218,9 +160,9 @@ class NodeMounts:
                         return check(tag.reference)
             raise
 
-    def _enter(self, image: StoredImage, scope: str, backend: str) -> tuple[_Slot, int, MountState]:
+    def _enter(self, image: StoredImage, scope: str, backend: str) -> tuple[Slot, int, MountState]:
         """Mount in a slot, unless another process does so first."""
-        for name in (scope, f"{scope}@{_namespace()}"):
+        for name in (scope, f"{scope}@{namespace()}"):
             slot = self._slot(image.digest, name)
             lease = slot.take_lease()
             try:
@@ -235,7 +177,7 @@ class NodeMounts:
                 raise
         raise AssertionError("the second slot takes every mount")
 
-    def _mount(self, slot: _Slot, image: StoredImage, backend: str) -> MountState:
+    def _mount(self, slot: Slot, image: StoredImage, backend: str) -> MountState:
         slot.discard()
         os.makedirs(slot.place.root, exist_ok=True)
         mark = ""
@@ -252,8 +194,8 @@ class NodeMounts:
             pid=held.pid,
             started=held.started,
             device=held.device,
-            namespace=_namespace(),
-            boot_id=_boot_id(),
+            namespace=namespace(),
+            boot_id=boot_id(),
             mounted=time.time(),
         )
         slot.write(state)
@@ -262,18 +204,18 @@ class NodeMounts:
         return state
 
     def _mounted(
-        self, image: StoredImage, state: MountState, slot: _Slot, fds: tuple[int, ...], home: str
+        self, image: StoredImage, state: MountState, slot: Slot, fds: tuple[int, ...], home: str
     ) -> MountedImage:
         """The result, with the user's ``/etc`` made in ``slot`` if it is not there yet."""
         try:
-            view = _view(state)
+            seen = view(state)
             etc = os.path.join(slot.directory, etc_files.key(home))
             if not os.path.isdir(etc):
                 with slot.locked():
                     if not os.path.isdir(etc):
-                        etc_files.prepare(view, etc, home)
+                        etc_files.prepare(seen, etc, home)
             server = state.pid if state.backend == "namespace" else 0
-            return MountedImage(image, state.root, _join(state), fds[0], state.backend, etc, view, fds, server)
+            return MountedImage(image, state.root, _join(state), fds[0], state.backend, etc, seen, fds, server)
         except BaseException as error:
             for fd in fds:
                 os.close(fd)
@@ -290,7 +232,7 @@ class NodeMounts:
         base = self._config.shared_node_dir
         if self._for_all or not os.path.isdir(os.path.join(base, "mounts")):
             return None
-        slot = _Slot(os.path.join(base, "mounts"), image.digest, "node", for_all=True)
+        slot = Slot(os.path.join(base, "mounts"), image.digest, "node", for_all=True)
         try:
             for path in (base, slot.place.state):
                 status = os.lstat(path)
@@ -341,7 +283,7 @@ class NodeMounts:
         with suppress(OSError):
             with suppress(FileNotFoundError):  # nothing was ever mounted
                 os.rmdir(self._base)
-            for name in _listdir(self._config.node_dir):
+            for name in listdir(self._config.node_dir):
                 if name.startswith(KEPT):
                     os.unlink(os.path.join(self._config.node_dir, name))
             os.rmdir(self._config.node_dir)
@@ -356,300 +298,18 @@ class NodeMounts:
     def _reap(self, idle: float) -> list[str]:
         return [slot.digest for slot in self._slots() if slot.reap(idle, self._store)]
 
-    def _slot(self, digest: str, name: str) -> _Slot:
-        return _Slot(self._base, digest, name, for_all=self._for_all)
+    def _slot(self, digest: str, name: str) -> Slot:
+        return Slot(self._base, digest, name, for_all=self._for_all)
 
-    def _slots(self) -> Iterator[_Slot]:
-        for image in _listdir(self._base):
-            for name in _listdir(os.path.join(self._base, image)):
+    def _slots(self) -> Iterator[Slot]:
+        for image in listdir(self._base):
+            for name in listdir(os.path.join(self._base, image)):
                 yield self._slot(f"sha256:{image}", name)
 
     def _prepare(self) -> None:
         check_directory(self._config.node_dir, for_all=self._for_all)
         if self._for_all:
             os.chmod(self._config.node_dir, 0o755)  # noqa: S103 -- checked first: a link would lead chmod elsewhere
-
-    def _check_node_local(self) -> None:
-        kind = _file_system(self._config.node_dir)
-        if kind in _NETWORK or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs"):
-            raise ConfigError(
-                f"The node directory {self._config.node_dir} is not on this node",
-                f"It is on a file system of type {kind}, which other nodes may see as well.",
-                "Set node_dir in the configuration, or UDI_NODE_DIR, to a directory in /tmp, /run or /dev/shm.",
-            )
-
-
-class _Slot:
-    """The directory of one image's mount."""
-
-    def __init__(self, base: str, digest: str, name: str, *, for_all: bool = False) -> None:
-        self.digest = digest
-        self.name = name
-        self.directory = directory = os.path.join(base, digest.rpartition(":")[2], name)
-        self.place = Place(
-            root=f"{directory}/root",
-            lock=f"{directory}/lock",
-            lease=f"{directory}/lease",
-            state=f"{directory}/state.json",
-            log=f"{directory}/server.log",
-        )
-        self._for_all = for_all
-
-    def take_lease(self) -> int:
-        """An inheritable descriptor with a shared lock on the lease file, marked as used now."""
-        while True:
-            try:
-                fd = os.open(self.place.lease, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except FileNotFoundError:
-                self._make_directory()
-                continue
-            self._share(fd)
-            if _is_same_file(fd, self.place.lease):
-                break
-            os.close(fd)  # reaped between our open and our lock
-        os.utime(fd)
-        if self._for_all:
-            os.fchmod(fd, 0o644)
-        os.set_inheritable(fd, True)
-        return fd
-
-    def _share(self, lease: int) -> None:
-        """Wait for a shared lock; where any user may hold the lock exclusively, for fun and for ever, not for long.
-
-        Raises:
-            MountError: somebody does.
-        """
-        if not self._for_all:
-            fcntl.flock(lease, fcntl.LOCK_SH)
-            return
-        end = time.monotonic() + _INSTANT
-        while True:
-            try:
-                fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    os.close(lease)
-                    raise MountError(
-                        "Another user keeps this image from being mounted for all",
-                        f"A process holds {self.place.lease} locked.",
-                        f"End it: fuser -v {self.place.lease}",
-                    ) from error
-            time.sleep(0.01)
-
-    def _make_directory(self) -> None:
-        os.makedirs(self.directory, 0o700, exist_ok=True)
-        if self._for_all:
-            image = os.path.dirname(self.directory)
-            for path in (os.path.dirname(image), image, self.directory):
-                os.chmod(path, 0o755)  # noqa: S103 -- not by mkdir: root's umask is often 077
-
-    def borrow_lease(self) -> int:
-        """The same on somebody else's mount: nothing is made, nothing is waited for.
-
-        Raises:
-            OSError: there is no lease, or somebody is taking the mount away.
-        """
-        fd = os.open(self.place.lease, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            raise
-        os.set_inheritable(fd, True)
-        return fd
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Exclusive right to mount and unmount here."""
-        fd = os.open(self.place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
-    def read(self) -> MountState | None:
-        """What the state file says, whether that is still true or not."""
-        try:
-            with open(self.place.state, "rb") as file:
-                return _state(parse_json(file.read()))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def write(self, state: MountState) -> None:
-        """Publish the mount."""
-        import json
-
-        temporary = self.place.state + ".part"
-        with open(temporary, "w") as file:
-            json.dump({name: getattr(state, name) for name in names(MountState)}, file)
-        os.chmod(temporary, 0o644 if self._for_all else 0o600)
-        os.rename(temporary, self.place.state)
-
-    def usable(self) -> MountState | None:
-        """The mount, if it is there and alive as seen by this process."""
-        state = self.read()
-        if state is None:
-            return None
-        try:
-            if state.backend == "extract":
-                # After a crash, files that were unpacked shortly before may be empty.
-                return state if state.boot_id == _boot_id() and os.path.isdir(state.root) else None
-            if state.backend == "namespace" and (
-                state.namespace != _namespace() or start_time(state.pid) != state.started
-            ):
-                return None
-            view = _view(state)
-            if os.stat(view).st_dev == os.stat(self.directory).st_dev:
-                return None
-            if state.pid:
-                os.statvfs(view)  # the kernel answers stat(2) from its cache, and asks the server only here
-            return state
-        except OSError:
-            return None  # ENOTCONN: the server died; EACCES: a server in a namespace that is closed to us
-
-    def is_foreign(self) -> bool:
-        """Whether there is a mount that lives in another mount namespace, and so is not ours to replace."""
-        state = self.read()
-        if state is None or state.namespace == _namespace() or state.boot_id != _boot_id():
-            return False
-        if state.device:
-            try:
-                with open(f"/sys/block/{os.path.basename(state.device)}/loop/backing_file", "rb") as file:
-                    return file.read().rstrip(b"\n") == os.fsencode(os.path.realpath(state.squashfs))
-            except OSError:
-                return False
-        return start_time(state.pid) == state.started
-
-    def discard(self) -> None:
-        """Remove what is left of an earlier mount."""
-        state = self.read()
-        with suppress(FileNotFoundError):
-            os.unlink(self.place.state)
-        if state is not None:
-            # Of another boot only the files are left, and the process id may be a stranger's.
-            is_ours = state.boot_id == _boot_id()
-            held = Held(pid=state.pid, started=state.started, device=state.device) if is_ours else Held()
-            load(state.backend).unmount(held, self.place)
-        elif os.path.lexists(self.place.root):
-            # The state file is damaged or gone, and what it described may be there: a mount, or unpacked files.
-            with suppress(OSError):
-                load("fuse").unmount(Held(), self.place)
-            load("extract").unmount(Held(), self.place)
-
-    def user_of_the_store(self) -> str:
-        """The name under which this mount is a user of its image in the store."""
-        node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-        return f"{node}.{os.geteuid()}.{self.name}"
-
-    def reap(self, idle: float, store: ImageStore | None) -> bool:
-        """Remove the mount unless a task uses it or began to do so within the last ``idle`` seconds.
-
-        What is dead is removed whenever no task uses it.
-        """
-        try:
-            lease = os.open(self.place.lease, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            with self.locked():
-                if not _taken_alone(lease):
-                    if store is not None:
-                        store.mark_use(self.digest, self.user_of_the_store(), younger=_RENEW)
-                    return False
-                if not _is_same_file(lease, self.place.lease):
-                    return False  # another reaper was here first, and a new mount may have taken its place
-                state = self.usable()
-                if state is None and self.is_foreign():
-                    return False
-                if state is not None and state.backend == "extract" and idle:
-                    idle = max(idle, _EXTRACT_IDLE)
-                unused = time.time() - os.fstat(lease).st_mtime
-                if (state is not None or self.name == "shared") and unused < idle:
-                    return False
-                with suppress(UdiError, OSError):
-                    self.discard()
-                if store is not None:
-                    store.unmark_use(self.digest, self.user_of_the_store())
-                self._remove()
-                return True
-        except FileNotFoundError:
-            return False  # the directory went away between open and lock
-        finally:
-            os.close(lease)
-
-    def _remove(self) -> None:
-        for name in _listdir(self.directory):
-            if name.startswith("etc-"):
-                node_files.remove_tree(os.path.join(self.directory, name))
-        for path in (self.place.log, self.place.lease, self.place.lock):
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-        with suppress(OSError):  # left by a backend that failed
-            os.rmdir(self.place.root)
-        with suppress(OSError):  # a mount that could not be taken away
-            os.rmdir(self.directory)
-            os.rmdir(os.path.dirname(self.directory))
-
-
-def _state(document: dict[str, Any]) -> MountState:
-    """The state that a file describes.
-
-    Raises:
-        TypeError, ValueError: it is damaged.
-    """
-    state = MountState(**document)
-    for name, kind in MountState.__annotations__.items():
-        given = type(getattr(state, name)).__name__
-        if given != kind and (given, kind) != ("int", "float"):
-            raise TypeError(f"{name} is {given}")
-    if state.backend not in NAMES:
-        raise ValueError(state.backend)
-    return state
-
-
-def probe_backends(config: Config) -> list[Verdict]:
-    """Try every configured backend, in order, on a tiny image of our own.  Leaves nothing behind."""
-    from udi_core.backends.probe import probe
-
-    check_directory(config.node_dir)
-    return [Verdict(name=name, ok=not reason, reason=reason, hint=hint) for name, reason, hint in probe(config)]
-
-
-def check_directory(path: str, *, for_all: bool = False) -> None:
-    """Make sure that a directory is the caller's own and closed to others: mode 0700, no symbolic link.
-
-    In /tmp anybody may have made that name first.  ``for_all`` lets others read, not write.
-
-    Raises:
-        ConfigError: it is somebody else's, a link, or open to others.
-    """
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        try:
-            os.makedirs(path, 0o700, exist_ok=True)
-            status = os.lstat(path)
-        except OSError as error:
-            raise ConfigError(
-                f"The node directory {path} cannot be made", error.strerror or str(error), "Set UDI_NODE_DIR."
-            ) from error
-    except OSError as error:
-        raise ConfigError(f"The node directory {path} cannot be used", error.strerror or str(error)) from error
-    if not stat.S_ISDIR(status.st_mode):
-        wrong = "It is a symbolic link, or no directory."
-    elif status.st_uid != os.geteuid():
-        wrong = f"It belongs to user {status.st_uid}."
-    elif status.st_mode & (0o022 if for_all else 0o077):
-        wrong = f"Its mode is {stat.S_IMODE(status.st_mode):04o}, so others could reach what is in it."
-    else:
-        return
-    raise ConfigError(
-        f"The node directory {path} is not safe to use",
-        wrong,
-        "Remove it, run chmod 0700 on it, or set UDI_NODE_DIR to a directory of your own.",
-    )
 
 
 def _scopes(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -663,78 +323,11 @@ def _scopes(environ: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _view(state: MountState) -> str:
-    """Where a process outside the server's namespaces can look at the image."""
-    return f"/proc/{state.pid}/root{state.root}" if state.backend == "namespace" else state.root
-
-
 def _join(state: MountState) -> tuple[str, ...]:
     if state.backend != "namespace":
         return ()
     nsenter = require_program("nsenter", reason="join the namespaces of a mount", package="util-linux")
     return (nsenter, f"--target={state.pid}", "--user", "--mount", "--preserve-credentials", "--")
-
-
-def _namespace() -> int:
-    return os.stat("/proc/self/ns/mnt").st_ino
-
-
-def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip()
-
-
-def _file_system(path: str) -> str:
-    """The type of the file system that a directory is on, by its mount point (proc_pid_mountinfo(5))."""
-    device = os.stat(path).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
-            left, _, right = line.partition(" - ")
-            if left.split()[2] == wanted:
-                return right.split()[0]
-    return ""
-
-
-def _listdir(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError:
-        return []
-
-
-def _taken_alone(lease: int) -> bool:
-    """Lock a lease exclusively; False if a task holds it.
-
-    When the last task gives its lease up, a holder that waits for that has the exclusive lock for an instant, which
-    must not be taken for a task's: a shared lock is refused by the holder only, so ask again while it is.
-    """
-    end = time.monotonic() + _INSTANT
-    while time.monotonic() < end:
-        try:
-            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            pass
-        try:
-            fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.0005)
-            continue
-        # Between the two calls a holder may have come and gone: only tasks refuse for long.
-        try:
-            fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            return False
-    return False  # another user's, of a mount for all
-
-
-def _is_same_file(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _one_line(error: UdiError) -> str:

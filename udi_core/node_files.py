@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import zlib
 
+from udi_core.errors import ConfigError
+
 _COPIES = "seen"
+# File systems that several nodes see: the locks and mounts in here are of one node.
+_NETWORK = frozenset({"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "ceph", "beegfs", "pvfs2", "panfs", "afs"})
 
 
 def trusted(directory: str) -> bool:
@@ -22,6 +27,56 @@ def trusted(directory: str) -> bool:
     """
     status = os.lstat(directory)
     return status.st_uid == os.geteuid() and status.st_mode & 0o170022 == 0o040000
+
+
+def check_directory(path: str, *, for_all: bool = False) -> None:
+    """Make sure that a directory is the caller's own and closed to others: mode 0700, no symbolic link.
+
+    In /tmp anybody may have made that name first.  ``for_all`` lets others read, not write.
+
+    Raises:
+        ConfigError: it is somebody else's, a link, or open to others.
+    """
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        try:
+            os.makedirs(path, 0o700, exist_ok=True)
+            status = os.lstat(path)
+        except OSError as error:
+            raise ConfigError(
+                f"The node directory {path} cannot be made", error.strerror or str(error), "Set UDI_NODE_DIR."
+            ) from error
+    except OSError as error:
+        raise ConfigError(f"The node directory {path} cannot be used", error.strerror or str(error)) from error
+    if not stat.S_ISDIR(status.st_mode):
+        wrong = "It is a symbolic link, or no directory."
+    elif status.st_uid != os.geteuid():
+        wrong = f"It belongs to user {status.st_uid}."
+    elif status.st_mode & (0o022 if for_all else 0o077):
+        wrong = f"Its mode is {stat.S_IMODE(status.st_mode):04o}, so others could reach what is in it."
+    else:
+        return
+    raise ConfigError(
+        f"The node directory {path} is not safe to use",
+        wrong,
+        "Remove it, run chmod 0700 on it, or set UDI_NODE_DIR to a directory of your own.",
+    )
+
+
+def check_node_local(directory: str) -> None:
+    """Make sure that other nodes do not see a directory: its locks and mounts are of one node.
+
+    Raises:
+        ConfigError: they do.
+    """
+    kind = _file_system(directory)
+    if kind in _NETWORK or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs"):
+        raise ConfigError(
+            f"The node directory {directory} is not on this node",
+            f"It is on a file system of type {kind}, which other nodes may see as well.",
+            "Set node_dir in the configuration, or UDI_NODE_DIR, to a directory in /tmp, /run or /dev/shm.",
+        )
 
 
 def read_near(path: str, near: str) -> bytes:
@@ -87,6 +142,18 @@ def remove_tree(path: str) -> None:
                     os.unlink(entry.path)
     for directory in reversed(found):
         os.rmdir(directory)
+
+
+def _file_system(path: str) -> str:
+    """The type of the file system that a directory is on, by its mount point (proc_pid_mountinfo(5))."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            if left.split()[2] == wanted:
+                return right.split()[0]
+    return ""
 
 
 def _read(path: str) -> tuple[bytes, os.stat_result]:

@@ -18,10 +18,11 @@ import pytest
 
 from tests.support import mounter, tools, user
 from udi_core.backends import NAMES
+from udi_core.backends.probe import probe
 from udi_core.config import Config
 from udi_core.errors import ConfigError, MountError, PolicyError
 from udi_core.image_config import Platform
-from udi_core.mount import NodeMounts, probe_backends
+from udi_core.mount import NodeMounts
 from udi_core.policy import Policy
 from udi_core.reference import ImageReference
 from udi_core.store import ImageStore
@@ -455,7 +456,7 @@ def test_a_shared_directory_that_root_did_not_make_is_not_used(
 def test_a_user_who_locks_a_mount_for_all_holds_root_up_for_an_instant_only(
     squashfs: str, directory: str, ordinary_user: user.OrdinaryUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("udi_core.mount._INSTANT", 0.2)
+    monkeypatch.setattr("udi_core.slot._INSTANT", 0.2)
     mounts = node(directory, "kernel", node_dir=f"{directory}/all", idle=0)
     mounts.mount(mounter.stored(squashfs)).close()
     (lease,) = Path(directory).rglob("lease")
@@ -525,10 +526,9 @@ def test_a_node_directory_of_another_user(squashfs: str, directory: str, ordinar
 
 def test_probing_tries_and_leaves_nothing(directory: str) -> None:
     config = Config(store="/nonexistent", node_dir=f"{directory}/node")
-    verdicts = probe_backends(config)
+    verdicts = list(probe(config))
     assert [verdict.name for verdict in verdicts] == list(NAMES)
-    assert os.geteuid() == 0 or not verdicts[0].ok, "only root can mount by loop device"
-    assert verdicts[-1].ok
-    assert all(verdict.reason for verdict in verdicts if not verdict.ok)
+    assert os.geteuid() == 0 or verdicts[0].reason, "only root can mount by loop device"
+    assert not verdicts[-1].reason
     assert os.listdir(f"{directory}/node") == []
     wait_until(lambda: not processes(directory), "the end of all probes")

@@ -7,11 +7,12 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from udi_core.backends import Place, load
 from udi_core.errors import UdiError
-from udi_core.node_files import remove_tree
+from udi_core.node_files import check_directory, remove_tree
 
 if TYPE_CHECKING:
     from udi_core.config import Config
@@ -24,15 +25,35 @@ _IMAGE = (
 )
 
 
-def probe(config: Config) -> Iterator[tuple[str, str, str]]:
-    """For each configured backend its name, its excuse ("" if it works) and what would help."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What trying a backend showed.
+
+    Attributes:
+        reason: why it does not work; "" if it does.
+        hint: what would make it work.
+    """
+
+    name: str
+    reason: str
+    hint: str
+
+
+def probe(config: Config) -> Iterator[Verdict]:
+    """Try every configured backend, in order.  Leaves nothing behind but the node directory.
+
+    Raises:
+        ConfigError: the node directory is of no use.
+    """
+    check_directory(config.node_dir)
     directory = tempfile.mkdtemp(prefix="probe-", dir=config.node_dir)
     try:
         squashfs = os.path.join(directory, "tiny.squashfs")
         with open(squashfs, "wb") as file:
             file.write(zlib.decompress(base64.b85decode(_IMAGE)))
         for name in config.backends:
-            yield (name, *_try(name, squashfs, os.path.join(directory, name), config))
+            reason, hint = _try(name, squashfs, os.path.join(directory, name), config)
+            yield Verdict(name=name, reason=reason, hint=hint)
     finally:
         remove_tree(directory)
 

@@ -12,7 +12,8 @@ from udi_core.config import Config, load_config
 from udi_core.copies import adopt
 from udi_core.hold import Holds, check_job
 from udi_core.launch import find
-from udi_core.mount import NodeMounts, check_directory
+from udi_core.mount import NodeMounts
+from udi_core.node_files import check_directory
 from udi_core.node_kind import parse_kinds, split_kind
 from udi_core.store import ImageStore
 

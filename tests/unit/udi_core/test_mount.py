@@ -12,7 +12,8 @@ import pytest
 from udi_core import loop
 from udi_core.backends import kernel, start_time
 from udi_core.errors import PolicyError
-from udi_core.mount import _file_system, _scopes
+from udi_core.mount import _scopes
+from udi_core.node_files import _file_system
 
 
 @pytest.mark.parametrize(
