@@ -42,7 +42,9 @@ def test_where_a_run_looks(tmp_path: Path) -> None:
     assert lock.find(str(tmp_path), {"UDI_LOCK": ""}) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"udi-lock": 2}', '{"udi-lock": 1, "images": {"a": {}}}', "null"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"udi-lock": 2, "images": {}}', '{"udi-lock": 1, "images": {"a": {}}}', "null"]
+)
 def test_damaged_lock_files(tmp_path: Path, text: str) -> None:
     path = tmp_path / "udi.lock"
     path.write_text(text)
