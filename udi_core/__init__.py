@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from udi_core.image_config import Platform as Platform
     from udi_core.launch import enter as enter
     from udi_core.launch import find as find
+    from udi_core.mixed import for_this_node as for_this_node
     from udi_core.mixed import pull_for_nodes as pull_for_nodes
     from udi_core.mount import MountedImage as MountedImage
     from udi_core.mount import NodeMounts as NodeMounts
@@ -118,7 +119,7 @@ _EXPORTS = {
     "host_calls": "HostCalls",
     "launch": "enter find",
     "image_config": "Platform",
-    "mixed": "pull_for_nodes",
+    "mixed": "for_this_node pull_for_nodes",
     "mount": "MountedImage NodeMounts",
     "node_kind": "ancestry check_kind choose_kind parse_kinds",
     "platforms": "host_platform parse_platform",

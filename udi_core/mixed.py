@@ -18,6 +18,7 @@ _LEVELS = ("v4", "v3", "v2", "v1")
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _Get = Callable[[ImageReference, Platform | None], StoredImage]
+_Offered = Callable[[ImageReference], Collection[str] | None]
 
 
 def pull_for_nodes(
@@ -44,11 +45,16 @@ def pull_for_nodes(
         UdiError: the first image that cannot be pulled, or a level that an index does not have.
     """
     from udi_core.pull import pull  # the HTTP client, which a node does not need
+    from udi_core.sources import open_source, x86_levels
 
     def get(reference: ImageReference, platform: Platform | None) -> StoredImage:
         return pull(reference, store, config, platform=platform, progress=progress)
 
-    return _collect(references, get, store, _Wanted(levels, platform, config))
+    def offered(reference: ImageReference) -> Collection[str] | None:
+        with open_source(reference, config) as source:
+            return x86_levels(source)
+
+    return _collect(references, get, store, _Wanted(levels, platform, config), offered)
 
 
 def stored_for_nodes(references: Mapping[str, str], store: ImageStore, config: Config) -> dict[str, StoredImage]:
@@ -57,7 +63,7 @@ def stored_for_nodes(references: Mapping[str, str], store: ImageStore, config: C
     Raises:
         ImageAbsent: a reference of which nothing is there.
     """
-    return _collect(references, store.lookup, store, _Wanted(None, None, config))
+    return _collect(references, store.lookup, store, _Wanted(None, None, config), lambda reference: None)
 
 
 def for_this_node(images: Mapping[str, str], what: str) -> str:
@@ -119,22 +125,30 @@ class _Wanted:
         self.levels = sorted(levels, reverse=True)
 
 
-def _collect(references: Mapping[str, str], get: _Get, store: ImageStore, wanted: _Wanted) -> dict[str, StoredImage]:
+def _collect(
+    references: Mapping[str, str], get: _Get, store: ImageStore, wanted: _Wanted, offered: _Offered
+) -> dict[str, StoredImage]:
     found: dict[str, StoredImage] = {}
     # The default first: what is named for ``v3`` wins over what the default's index has for that level.
     for kind, text in sorted(references.items(), key=lambda each: each[0] != DEFAULT):
         reference = ImageReference.parse(text)
         if kind == DEFAULT:
-            found.update(_every_level(reference, get, store, wanted))
+            found.update(_every_level(reference, get, store, wanted, offered))
         else:
             found[kind] = get(reference, wanted.platform or platform_of(kind))
     return found
 
 
-def _every_level(reference: ImageReference, get: _Get, store: ImageStore, wanted: _Wanted) -> dict[str, StoredImage]:
+def _every_level(
+    reference: ImageReference, get: _Get, store: ImageStore, wanted: _Wanted, offered: _Offered
+) -> dict[str, StoredImage]:
     found: dict[str, StoredImage] = {}
     refused: UdiError | None = None
-    for name in wanted.levels:
+    levels: Collection[str] = wanted.levels
+    if wanted.optional and levels:
+        # Each level that is asked for costs a registry several requests, which some count, and most indexes have one.
+        levels = sorted(offered(reference) or levels, reverse=True)
+    for name in levels:
         try:
             image = get(reference, Platform(variant="" if name == _LEVELS[-1] else name))
         except (UnsupportedImage, ImageAbsent) as error:

@@ -30,7 +30,7 @@ from udi_core.manifest import (
     parse_json,
     parse_manifest,
 )
-from udi_core.platforms import can_run, host_platform
+from udi_core.platforms import can_run, host_platform, level
 from udi_core.progress import ProgressSink, ignore
 from udi_core.reference import ImageReference
 from udi_core.registry import MANIFEST_LIMIT, RegistryClient, RegistryOptions
@@ -121,6 +121,15 @@ def resolve(source: Source, platform: Platform | None) -> ResolvedImage:
         )
     source.expect(document.layers[::-1])  # flattening begins at the top
     return ResolvedImage(manifest=document, config=config, named=named)
+
+
+def x86_levels(source: Source) -> frozenset[str] | None:
+    """For which x86-64 levels (``v1`` … ``v4``) the reference's index has an image; None if that cannot be told."""
+    document = parse_manifest(*source.manifest(None))
+    if isinstance(document, Manifest) or not all(each.platform for each in document.manifests):
+        return None
+    offered = [each.platform for each in document.manifests if each.platform]
+    return frozenset(f"v{level(each)}" for each in offered if each.architecture == "amd64" and each.os == "linux")
 
 
 def _only(index: Index) -> Descriptor:

@@ -1,7 +1,7 @@
 """Pointer files: what ``pull`` leaves where the real program would leave an image.
 
-A pointer is a few hundred bytes of JSON that name one image by its digest.  All jobs of all runs that share a prefix
-read the same pointer, so they run the same image, whatever the tag names by then.
+A pointer is a few hundred bytes of JSON that name one image by its digest, or one for each kind of node.  All jobs of
+all runs that share a prefix read the same pointer, so they run the same image, whatever the tag names by then.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from udi_core import CorruptImage, StoreError
 
@@ -26,11 +27,27 @@ class Pointer:
         reference: canonical form of what was asked for, tag included.
         digest: of the platform's manifest: the image's name in the store.
         store: root of the store that held it when this was written.
+        images: kind of node -> digest, where nodes of several kinds have an image each; ``digest`` is one of these.
+        index: digest of what names them all; "" without ``images``.
     """
 
     reference: str
     digest: str
     store: str
+    images: Mapping[str, str] = field(default_factory=dict)
+    index: str = ""
+
+    def for_this_node(self) -> str:
+        """The digest of what this node runs.
+
+        Raises:
+            UsageError: there are images for other kinds of nodes only.
+        """
+        if not self.images:
+            return self.digest
+        from udi_core import for_this_node
+
+        return for_this_node(self.images, self.reference)
 
 
 def read(path: str) -> Pointer | None:
@@ -55,7 +72,12 @@ def read(path: str) -> Pointer | None:
                 f"This UDI reads version {_VERSION}.",
                 "Update UDI, or remove the file: it is written again by the next run.",
             )
-        return Pointer(reference=document["reference"], digest=document["digest"], store=document["store"])
+        names = ("reference", "digest", "store")
+        return Pointer(
+            **{name: document[name] for name in names},
+            images=dict(document.get("images", {})),
+            index=document.get("index", ""),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptImage(
             f"{path} is a damaged pointer file", repr(error), "Remove it: it is written again by the next run."
@@ -77,6 +99,7 @@ def write(path: str, pointer: Pointer, *, replace: bool = False) -> Pointer:
         "reference": pointer.reference,
         "digest": pointer.digest,
         "store": pointer.store,
+        **({"images": dict(pointer.images), "index": pointer.index} if pointer.images else {}),
         "note": "This file names an image of UDI; it is not the image. `apptainer inspect` of UDI shows more.",
     }
     try:

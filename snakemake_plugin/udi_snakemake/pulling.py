@@ -6,7 +6,18 @@ import dataclasses
 import os
 import sys
 
-from udi_core import ImageAbsent, ImageStore, Progress, ProgressSink, UsageError, ignore
+from udi_core import (
+    Config,
+    ImageAbsent,
+    ImageReference,
+    ImageStore,
+    Progress,
+    ProgressSink,
+    UsageError,
+    for_this_node,
+    ignore,
+    pull_for_nodes,
+)
 from udi_core import pull as pull_into_store
 from udi_snakemake import images, pointer
 from udi_snakemake.arguments import Pull, default_name
@@ -71,20 +82,38 @@ def fetch(
             raise UsageError(
                 f"{path} points to {existing.reference}", f"It was to point to {named}.", "Use --force to replace it."
             )
-        if locked is None or agrees(existing.digest, locked):
+        if locked is None or agrees(existing, locked):
             if is_stored(existing):
                 return existing
             # Gone from the store: the same image comes back, wherever its tag points by now.
-            wanted = pin(named, existing.digest)
+            wanted = pin(named, existing.index or existing.digest)
     with credentials(os.environ):
-        stored = pull_into_store(wanted, ImageStore(config.store), config, force=force, progress=progress)
-    fresh = Pointer(reference=str(named), digest=stored.digest, store=config.store)
+        if force:
+            pull_into_store(wanted, ImageStore(config.store), config, force=True, progress=progress)
+        fresh = _pulled(wanted, str(named), config, progress)
     return pointer.write(path, fresh, replace=force or existing is not None)
 
 
-def is_stored(named: Pointer) -> bool:
+def _pulled(wanted: ImageReference, name: str, config: Config, progress: ProgressSink) -> Pointer:
+    """Pull what nodes of any kind may need, since nobody knows yet where jobs will run."""
+    store = ImageStore(config.store)
+    found = pull_for_nodes({"default": str(wanted)}, store, config, progress)
+    images = {kind: image.digest for kind, image in found.items()}
+    if list(images) == ["default"]:
+        return Pointer(reference=name, digest=images["default"], store=config.store)
+    tag = store.tag(wanted)
     try:
-        ImageStore(named.store).image(named.digest)
+        here = for_this_node(images, name)
+    except UsageError:  # on the machine where a run is started, which may be older than all nodes
+        here = next(iter(images.values()))
+    return Pointer(reference=name, digest=here, store=config.store, images=images, index=tag.digest if tag else "")
+
+
+def is_stored(named: Pointer) -> bool:
+    """Whether all that a pointer names is in the store."""
+    try:
+        for digest in {named.digest, *named.images.values()}:
+            ImageStore(named.store).image(digest)
     except ImageAbsent:
         return False
     return True

@@ -46,12 +46,13 @@ def resolve(text: str, directory: str, environ: Mapping[str, str] = os.environ) 
         name = os.path.join(directory, text)
         locked = locked_image(named.reference, directory, environ)
         reference = ImageReference.parse(named.reference, cwd=directory)
-        if locked is None or agrees(named.digest, locked):
+        if locked is None or agrees(named, locked):
+            digest = named.for_this_node()
             try:
-                image = ImageStore(config.store, config.node_dir).image(named.digest)
+                image = ImageStore(config.store, config.node_dir).image(digest)
                 return Resolved(image=image, name=name, config=config, store=config.store)
             except ImageAbsent:
-                wanted = pin(reference, named.digest)
+                wanted = pin(reference, digest)
         else:
             wanted = pin(reference, locked.digest)
     else:
@@ -135,9 +136,11 @@ def locked_image(reference: str, directory: str, environ: Mapping[str, str]) -> 
     return lock.load(path).images.get(reference) if path else None
 
 
-def agrees(digest: str, locked: LockedImage) -> bool:
-    """Whether an image is the one that was locked, on any platform."""
-    return digest == locked.digest or digest in locked.images.values()
+def agrees(named: Pointer, locked: LockedImage) -> bool:
+    """Whether a pointer names what was locked, on any platform."""
+    if named.index:
+        return locked.digest == named.index
+    return named.digest == locked.digest or named.digest in locked.images.values()
 
 
 def pin(reference: ImageReference, digest: str) -> ImageReference:

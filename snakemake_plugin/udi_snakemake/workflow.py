@@ -161,6 +161,8 @@ def lock_images(
 def _what_ran(ran: Pointer, reference: ImageReference) -> LockedImage:
     store = ImageStore(ran.store)
     tag = store.tag(reference)
+    if ran.index:
+        return LockedImage(digest=ran.index, images=dict(tag.images) if tag and tag.digest == ran.index else {})
     if tag is not None and ran.digest in tag.images.values():
         # The index that the tag named holds the other platforms' images too.
         return LockedImage(digest=tag.digest, images=dict(tag.images))

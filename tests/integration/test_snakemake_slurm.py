@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -9,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import images, oci, workflows
 from tests.support import slurm as slurms
-from tests.support import workflows
 from tests.support.cluster import Account, account, cluster
 from tests.support.slurm import Slurm
 
@@ -21,7 +23,12 @@ SNAKEFILE = """
 container: "{image}"
 
 rule all:
-    input: "end.txt"
+    input: "end.txt", "haswell.txt", "knl.txt"
+rule kinds:
+    output: "{{kind}}.txt"
+    container: "{levels}"
+    resources: constraint=lambda wildcards: wildcards.kind
+    shell: "echo $(cat /level) $SLURMD_NODENAME > {{output}}"
 rule shell:
     output: "shell.txt"
     shell: "cat /opt/marker > {{output}}; echo $SLURMD_NODENAME $SLURM_JOB_ID >> {{output}}; test ! -e /usr/bin/srun"
@@ -49,7 +56,31 @@ Path(snakemake.output[0]).write_text("\\n".join(text))
 def slurm() -> Iterator[Slurm]:
     # The plugin asks squeue how a job has ended, so that Slurm must remember it for longer than between two questions.
     with cluster(2, "MinJobAge=300") as running:
+        # Half of the nodes are too old for AVX2.
+        kinds = Path(running.conf).with_name("task-prolog.sh")
+        kinds.write_text(kinds.read_text().replace("mic_knl", "nehalem"))
         yield running
+
+
+@pytest.fixture(scope="module")
+def levels(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An index of x86-64 levels 1, 3 and 4."""
+    layout = oci.Layout(tmp_path_factory.mktemp("levels") / "layout")
+    base = images.image("tiny")
+    blobs = [base.blob_path(each["digest"]).read_bytes() for each in base.read(base.find())["layers"]]
+    below = [oci.Layer(data=gzip.decompress(blob)) for blob in blobs]
+    bash = oci.file("bin/bash", '#!/bin/sh\nexec /bin/sh "$@"\n', 0o755)
+    layout.add_index(
+        [
+            layout.add_image(
+                [*below, oci.Layer.of(bash, oci.file("level", level or "v1"))],
+                tag=None,
+                platform=f"linux/amd64/{level}".rstrip("/"),
+            )
+            for level in ("", "v3", "v4")
+        ]
+    )
+    return "docker://" + push(layout, "snakemake/levels").removeprefix("docker:")
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +98,8 @@ def somebody(slurm: Slurm, request: pytest.FixtureRequest) -> Iterator[Account]:
 
 
 @pytest.mark.timeout(900)
-def test_jobs_and_groups_run_in_the_image_on_the_nodes(somebody: Account, image: str) -> None:
-    somebody.write("Snakefile", SNAKEFILE.format(image=image))
+def test_jobs_and_groups_run_in_the_image_on_the_nodes(somebody: Account, image: str, levels: str) -> None:
+    somebody.write("Snakefile", SNAKEFILE.format(image=image, levels=levels))
     somebody.write("script.py", SCRIPT)
     # Snakemake's jobs take every SLURM_ variable away; a cluster's configuration is in /etc, and this one's is not.
     srun = shutil.which("srun")
@@ -98,6 +129,12 @@ def test_jobs_and_groups_run_in_the_image_on_the_nodes(somebody: Account, image:
     # Both jobs of the group ran in one job of Slurm.
     assert read("end.txt") == ["fitted by the image:", second]
     assert first != second
-    # Pulled once, on the submit side, to where all nodes see it; every job read the same pointer.
-    assert len(list(Path(somebody.store, "images").glob("*/*"))) == 1
-    assert len(list((somebody.directory / ".snakemake" / "singularity").iterdir())) == 1
+    # One pointer names an image for each kind of node, and each node runs its own.
+    assert [read(f"{kind}.txt") for kind in ("haswell", "knl")] == [["v3 h1"], ["v1 k1"]]
+    # Pulled once, on the submit side, to where all nodes see it; every job read the same pointers.
+    assert len(list(Path(somebody.store, "images").glob("*/*/*"))) == 4
+    assert len(list((somebody.directory / ".snakemake" / "singularity").iterdir())) == 2
+    somebody.run("udi", "lock")
+    locked = json.loads((somebody.directory / "udi.lock").read_text())["images"][levels]
+    assert sorted(locked["images"]) == ["linux/amd64", "linux/amd64/v3", "linux/amd64/v4"]
+    assert locked["digest"] not in locked["images"].values()

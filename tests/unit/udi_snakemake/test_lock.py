@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from udi_snakemake import lock
 from udi_snakemake.lock import Lock, LockedImage
+from udi_snakemake.pointer import Pointer
+from udi_snakemake.resolving import agrees
 
 from udi_core.errors import ConfigError
 
@@ -55,3 +58,16 @@ def test_damaged_lock_files(tmp_path: Path, text: str) -> None:
 def test_an_absent_lock_file_that_was_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         lock.load(str(tmp_path / "absent"))
+
+
+def test_what_agrees_with_a_lock() -> None:
+    one, other, index = ("sha256:" + letter * 64 for letter in "abc")
+    single = Pointer(reference=BASH, digest=one, store="/s")
+    several = replace(single, images={"v3": other, "default": one}, index=index)
+    assert agrees(single, LockedImage(digest=one))
+    assert agrees(single, LockedImage(digest=index, images={"linux/amd64": one}))
+    assert not agrees(single, LockedImage(digest=index, images={"linux/amd64": other}))
+    assert agrees(several, LockedImage(digest=index))
+    # An index that has moved may still share an image with this one; and one image for all nodes may be locked.
+    assert not agrees(several, LockedImage(digest=other, images={"linux/amd64": one}))
+    assert not agrees(several, LockedImage(digest=one))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from udi_snakemake import pointer
 from udi_snakemake.pointer import Pointer
 
-from udi_core.errors import CorruptImage, StoreError
+from udi_core.errors import CorruptImage, StoreError, UsageError
 
 
 def image(letter: str) -> Pointer:
@@ -23,6 +24,20 @@ def test_round_trip(tmp_path: Path) -> None:
     assert pointer.write(path, image("a")) == image("a")
     assert pointer.read(path) == image("a")
     assert os.listdir(tmp_path / "deep") == ["0f.simg"]
+
+
+def test_each_node_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = image("a")
+    several = replace(one, images={"v3": "sha256:" + "b" * 64, "default": one.digest}, index="sha256:" + "c" * 64)
+    path = str(tmp_path / "0f.simg")
+    pointer.write(path, several)
+    assert pointer.read(path) == several
+    monkeypatch.setenv("UDI_NODE_KIND", "haswell")
+    assert (one.for_this_node(), several.for_this_node()) == (one.digest, several.images["v3"])
+    monkeypatch.setenv("UDI_NODE_KIND", "nehalem")
+    assert several.for_this_node() == one.digest
+    with pytest.raises(UsageError, match="fits this node"):
+        replace(several, images={"v4": one.digest}).for_this_node()
 
 
 def test_the_first_writer_wins_and_force_replaces(tmp_path: Path) -> None:
