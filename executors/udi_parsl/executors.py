@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from parsl.app.errors import wrap_error
 from parsl.executors import HighThroughputExecutor
 from parsl.serialize.errors import SerializationError
 
@@ -16,6 +17,7 @@ from udi_parsl.images import KEYWORD, RESOLVER, Surroundings, TaskImage, Wish, f
 from udi_parsl.results import SUBMITTER
 from udi_parsl.shipped import RUN_PAYLOAD, ImageCommand, ImageFunction, payload
 
+_WRAPS_ERRORS = wrap_error(len).__code__
 # Keywords for the worker, not for the task.
 _KEPT = (KEYWORD, "_parsl_monitoring")
 
@@ -72,6 +74,9 @@ class UdiExecutorMixin:
         if isinstance(image, TaskImage) and isinstance(inner, ImageFunction):
             parts, kept = _packed(inner, image, args, kwargs)
             return self._submit_packed(func, resource_specification, parts, kept)
+        if isinstance(image, TaskImage) and isinstance(inner, ImageCommand):
+            args = frozen(image), *args
+            del kwargs[KEYWORD]
         return super().submit(func, resource_specification, *args, **kwargs)  # type: ignore[misc]
 
     def _submit_packed(
@@ -94,6 +99,8 @@ def _replace_innermost(func: Any, make: Callable[[Any], Any]) -> Any:
     if inner is None:
         return make(func)
     replacement = _replace_innermost(inner, make)
+    if func.__code__ is _WRAPS_ERRORS:  # which what is shipped does itself
+        return replacement
     # functools.wraps leaves what it wraps in the wrapper's closure too, and that is what is called.
     cells = tuple(
         types.CellType(replacement) if cell.cell_contents is inner else cell for cell in func.__closure__ or ()
@@ -105,27 +112,26 @@ def _replace_innermost(func: Any, make: Callable[[Any], Any]) -> Any:
 
 
 def _in_image(func: Any) -> Any:
-    """What runs a plain app's function in an image."""
-    from parsl.app.bash import remote_side_bash_executor
-
+    """What runs a plain app's function in an image; made once for each, so that Parsl pickles it once."""
     if isinstance(func, (ImageFunction, ImageCommand)):
         return func
+    known = getattr(func, "_udi_shipped", None)
+    if known is None:
+        known = _shipped(func)
+        with contextlib.suppress(AttributeError):
+            func._udi_shipped = known
+    return known
+
+
+def _shipped(func: Any) -> ImageFunction | ImageCommand:
+    from parsl.app.bash import remote_side_bash_executor
+
     if getattr(func, "func", None) is remote_side_bash_executor:
         return ImageCommand(func.args[0])
     try:
-        return ImageFunction(_specification(func), func.__module__, SUBMITTER)
+        return ImageFunction(specify(func), func.__module__, SUBMITTER)
     except NotPortable as error:
         raise NotSent("The app", getattr(func, "__name__", str(func)), error) from error
-
-
-def _specification(func: Callable[..., Any]) -> dict[str, Any]:
-    known = getattr(func, "_udi_specification", None)
-    if known is None:
-        known = specify(func)
-        with contextlib.suppress(AttributeError):
-            func._udi_specification = known  # type: ignore[attr-defined]
-    found: dict[str, Any] = known
-    return found
 
 
 def _packed(

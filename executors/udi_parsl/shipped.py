@@ -31,8 +31,8 @@ class _Shipped:
 
     def __call__(self, *args: Any, udi_image: TaskImage | None = None, **kwargs: Any) -> Any:
         try:
-            if udi_image is None:
-                return self._run_packed(thawed(args[0]), list(args[1:]))
+            if udi_image is None:  # an executor of ours has put it before the arguments, as bytes
+                return self._run_sent(thawed(args[0]), args[1:], kwargs)
             return self._run(udi_image, args, kwargs)
         except Exception as error:
             return RemoteExceptionWrapper(type(error), error, error.__traceback__)
@@ -40,8 +40,8 @@ class _Shipped:
     def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
 
-    def _run_packed(self, image: TaskImage, parts: list[bytes]) -> Any:
-        raise NotImplementedError
+    def _run_sent(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._run(image, args, kwargs)
 
 
 class ImageFunction(_Shipped):
@@ -65,8 +65,9 @@ class ImageFunction(_Shipped):
     def _run(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._opened_at_home(worker.run_function(image, self.specification, args, kwargs))
 
-    def _run_packed(self, image: TaskImage, parts: list[bytes]) -> Any:
-        return self._opened_at_home(worker.run_packed(image, self.specification, parts))
+    def _run_sent(self, image: TaskImage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As ``_run``, with parts in the place of arguments."""
+        return self._opened_at_home(worker.run_packed(image, self.specification, list(args)))
 
     def _opened_at_home(self, result: Any) -> Any:
         """In the submitting process itself nobody pickles the result, so nothing else would open it."""
