@@ -185,7 +185,10 @@ class _Layout:
 
     def _choose(self) -> Descriptor:
         try:
-            with open(os.path.join(self._root, "index.json"), "rb") as file:
+            path = os.path.join(self._root, "index.json")
+            if os.path.lexists(path) and not os.path.isfile(path):  # a FIFO would keep us waiting for ever
+                raise OSError(errno.EINVAL, "It is no regular file", path)
+            with open(path, "rb") as file:
                 index = parse_manifest(file.read(MANIFEST_LIMIT), "application/vnd.oci.image.index.v1+json", "")
         except OSError as error:
             raise ImageNotFound(

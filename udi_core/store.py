@@ -37,7 +37,7 @@ _RECORD = "image.json"
 _VERSION = 1  # of the record
 # Seconds without a heartbeat after which a lease is dead whatever became of the clocks of two nodes.
 _DEAD_LOCK = 600.0
-# Seconds within which a living holder has certainly rewritten its lease, clocks that differ a little included.
+# Seconds within which a living holder has certainly rewritten its lease.
 _LIVING_LOCK = 60.0
 # What reading a record may raise that is not what was written.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -368,6 +368,22 @@ class ImageStore:
             StoreError: a node has it mounted.
         """
         size = self._size(digest)
+        self._check_unused(digest)
+        with translated(self.root):
+            grave = self._bury(digest)
+            try:
+                self._check_unused(digest)  # who marks its use after this finds no image
+            except StoreError:
+                self._exhume(digest, grave)
+                raise
+            for tag in list(self.tags()):
+                if digest in tag.images.values():
+                    self.untag(ImageReference.parse(tag.reference))
+            if grave:
+                _remove_tree(grave)
+        return size
+
+    def _check_unused(self, digest: str) -> None:
         users = self.users(digest)
         if users:
             raise StoreError(
@@ -375,13 +391,6 @@ class ImageStore:
                 f"It is mounted on, or wanted by: {', '.join(users)}.",
                 "Try again when the tasks end.",
             )
-        with translated(self.root):
-            for tag in list(self.tags()):
-                if digest in tag.images.values():
-                    self.untag(ImageReference.parse(tag.reference))
-            if grave := self._bury(digest):
-                _remove_tree(grave)
-        return size
 
     def _size(self, digest: str) -> int:
         """Of an image's files, whatever its record says.
@@ -425,13 +434,14 @@ class ImageStore:
             grace: seconds that an image or left-over must be old: a pull publishes first and tags then.
             stale: seconds after which another node's use counts as forgotten.
         """
+        now = self._clock()
         named = self._named()
 
         def is_wanted(digest: str) -> bool:
             return digest in named or busy(digest) or bool(self.users(digest, stale=stale))
 
         found = [digest for digest in self._digests() if not is_wanted(digest)]
-        found = [digest for digest in found if _age(self._image_directory(digest), newest=True) >= grace]
+        found = [digest for digest in found if _age(self._image_directory(digest), newest=True, now=now) >= grace]
         images, leftovers, freed = [], [], 0
         if dry_run:
             images, freed = found, sum(_tree_size(self._image_directory(digest)) for digest in found)
@@ -448,29 +458,41 @@ class ImageStore:
                     images.append(digest)
                     freed += _tree_size(grave)
                     _remove_tree(grave)
-        made = {name[7:19] for name in _listdir(os.path.join(self.root, "locks")) if self._is_held(name)}
+        made = {name[7:19] for name in _listdir(os.path.join(self.root, "locks")) if self._is_held(name, now)}
         for name in _listdir(os.path.join(self.root, "tmp")):
             path = os.path.join(self.root, "tmp", name)
-            if _age(path, newest=True) > grace and name[:12] not in made:
+            if _age(path, newest=True, now=now) > grace and name[:12] not in made:
                 leftovers.append(name)
                 freed += _tree_size(path)
                 if not dry_run:
                     _remove_tree(path)
-        self._sweep_locks(max(grace, _DEAD_LOCK), dry_run, leftovers)
+        self._sweep_locks(now - max(grace, _DEAD_LOCK), dry_run, leftovers)
         return GcReport(images=tuple(images), leftovers=tuple(leftovers), freed=freed)
 
     def _named(self) -> set[str]:
         return {digest for tag in self.tags() for digest in (*tag.images.values(), tag.digest)}
 
-    def _is_held(self, lock: str) -> bool:
-        """Whether a lease has a heartbeat; what its holder makes is no left-over, however long a download stalls."""
-        return _age(os.path.join(self.root, "locks", lock)) < _LIVING_LOCK
+    def _clock(self) -> float:
+        """The time by which files here are stamped: the file server's clock and this node's may differ by hours."""
+        path = os.path.join(self.root, "tmp", f"clock.{os.uname().nodename}.{os.getpid()}.{time.time_ns()}")
+        try:
+            with open(path, "w") as file:
+                return os.fstat(file.fileno()).st_mtime
+        except OSError:  # a store that is read-only, or not there
+            return time.time()
+        finally:
+            with suppress(OSError):
+                os.unlink(path)
 
-    def _sweep_locks(self, age: float, dry_run: bool, leftovers: list[str]) -> None:
+    def _is_held(self, lock: str, now: float) -> bool:
+        """Whether a lease has a heartbeat; what its holder makes is no left-over, however long a download stalls."""
+        return _age(os.path.join(self.root, "locks", lock), now=now) < _LIVING_LOCK
+
+    def _sweep_locks(self, before: float, dry_run: bool, leftovers: list[str]) -> None:
         """Leases whose holder was killed while nobody waited; a living one is rewritten every few seconds."""
         for name in _listdir(os.path.join(self.root, "locks")):
             path = os.path.join(self.root, "locks", name)
-            if _age(path) > age:
+            if _age(path, now=before) > 0:
                 leftovers.append(name)
                 if not dry_run:
                     _remove_tree(path)
@@ -704,7 +726,7 @@ def _listdir(path: str) -> list[str]:
         raise _unreadable(error) from error
 
 
-def _age(path: str, *, newest: bool = False) -> float:
+def _age(path: str, *, newest: bool = False, now: float | None = None) -> float:
     """Seconds since a file (or, with ``newest``, anything directly in a directory) was modified."""
     try:
         times = [os.lstat(path).st_mtime]
@@ -712,7 +734,7 @@ def _age(path: str, *, newest: bool = False) -> float:
             times += [os.lstat(os.path.join(path, name)).st_mtime for name in _listdir(path)]
     except OSError:
         return 0.0
-    return time.time() - max(times)
+    return (time.time() if now is None else now) - max(times)
 
 
 def _tree_size(path: str) -> int:

@@ -301,6 +301,8 @@ def test_layouts_and_archives_of_the_wrong_kind(udi_env: dict[str, str], tmp_pat
         file.unlink()
         os.mkfifo(file)
         pull(str(file), 66, "is no file")
+    os.mkfifo(tmp_path / "index.json")
+    pull(f"oci:{tmp_path}", 66, "no regular file")
 
 
 def test_bombs(faulty: FaultyRegistry, refused: Callable[..., None], tmp_path: Path) -> None:

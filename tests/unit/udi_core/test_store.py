@@ -15,6 +15,7 @@ import udi_core.store
 from udi_core import ImageAbsent, ImageReference, ImageStore, Platform, StoredImage, StoreError, StoreFull
 from udi_core.image_config import ImageConfig
 from udi_core.platforms import parse_platform
+from udi_core.store import GcReport
 
 REFERENCE = ImageReference.parse("lab/reco:1")
 
@@ -181,6 +182,30 @@ def test_gc_leaves_what_a_living_process_makes(store: ImageStore) -> None:
         long_ago = time.time() - 100
         os.utime(lease, (long_ago, long_ago))
         assert store.gc(grace=0).leftovers == (os.path.basename(staging),)
+
+
+def test_gc_goes_by_the_clock_of_the_file_server(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store, 1)
+    with store.staging(f"sha256:{7:064x}"):
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 7200)  # this node's is two hours ahead
+        assert store.gc() == GcReport()
+
+
+def test_what_a_node_mounts_while_it_is_removed_stays(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = publish(store, 1)
+    pulled(store, ("linux/amd64", image))
+    bury = store._bury
+
+    def late(digest: str) -> str:
+        store.mark_use(digest, "node1")
+        return bury(digest)
+
+    monkeypatch.setattr(store, "_bury", late)
+    with pytest.raises(StoreError, match="node1"):
+        store.remove(image.digest)
+    assert store.lookup(REFERENCE, Platform()) == image
+    assert os.listdir(os.path.join(store.root, "tmp")) == []
 
 
 def test_gc_puts_back_what_was_named_meanwhile(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
