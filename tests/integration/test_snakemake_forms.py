@@ -39,6 +39,7 @@ match sys.argv[1:]:
         pass
     case ["env", "create", "--quiet", "--no-default-packages", "--file", file, "--prefix", prefix]:
         asyncio.run(create(file, prefix))
+        os._exit(0)  # rattler's threads may still be there, and Python's end would abort
     case other:
         sys.exit(f"conda: {other}")
 """
@@ -194,7 +195,9 @@ def test_conda_environments_are_made_and_used_in_the_image(workflow: Workflow, i
     answers = '{"conda_prefix": "/nonexistent", "platform": "linux-64"}'
     script = f"case $1 in info) echo '{answers}' ;; --version) echo conda 25.1.0 ;; clean) ;; *) exit 2 ;; esac"
     host = workflow.write(f"#!/bin/sh\n{script}\n", "host/conda", 0o755).parent
-    workflow.run("--sdm", "conda", "apptainer", PATH=f"{host}:{workflow.env['PATH']}")
+    # Snakemake's place for packages is /tmp/conda, which whoever comes first on a node owns.
+    packages = f"--env CONDA_PKGS_DIRS={workflow.directory}/packages"
+    workflow.run(*("--sdm", "conda", "apptainer", "--apptainer-args", packages), PATH=f"{host}:{workflow.env['PATH']}")
     (prefix,) = (workflow.directory / ".snakemake" / "conda").glob("*/")
     assert workflow.read("a.txt") == f"fitted by 2.1 in {prefix}\nthe image's file\n"
     assert (prefix / "conda-meta" / "fit-2.1-0.json").exists()
