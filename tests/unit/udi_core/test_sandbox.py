@@ -199,10 +199,10 @@ def test_a_tmp_that_is_a_link() -> None:
 
 
 def test_root_gets_no_devices_and_no_kernel_settings() -> None:
-    lines = mounts(launch(uid=0).argv)
+    lines = mounts(launch(uid=0, node={**NODE, "/proc/scsi": "dir"}).argv)
     assert "--dev /dev" in lines and "--dev-bind /dev /dev" not in lines
     assert "--bind /dev/shm /dev/shm" in lines
-    assert "--ro-bind /proc/sys /proc/sys" in lines
+    assert "--ro-bind /proc/sys /proc/sys" in lines and "--ro-bind /proc/scsi /proc/scsi" in lines
     assert "--ro-bind /sys /sys" in lines
 
 
