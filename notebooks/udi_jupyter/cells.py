@@ -10,6 +10,7 @@ import selectors
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from udi_core import (
     load_config,
     spawn,
 )
+from udi_jupyter.ending import record_end
 
 #: Where a Python cell finds itself and the notebook's variables.
 DIRECTORY = "/.udi/cell"
@@ -85,6 +87,7 @@ def run_cell(cell: Cell, progress: ProgressSink) -> tuple[int, dict[str, Any]]:
         UdiError: the image cannot be had, or lacks what the cell needs.
         KeyboardInterrupt: after the cell was interrupted, and has ended.
     """
+    asked = time.time()
     config = load_config()
     image = find(cell.image, config, progress=progress)
     if cell.python and image.python is None:
@@ -114,6 +117,7 @@ def run_cell(cell: Cell, progress: ProgressSink) -> tuple[int, dict[str, Any]]:
         launch = stack.enter_context(enter(cell.image, spec, config=config, progress=progress))
         keep = bool(cell.wanted) and not cell.python
         printed: list[str] = []
+        began = time.time()
         process = spawn(
             launch.argv,
             env=launch.env,
@@ -126,6 +130,7 @@ def run_cell(cell: Cell, progress: ProgressSink) -> tuple[int, dict[str, Any]]:
         with ended_with(process):
             copy_output(process, printed.append if keep else sys.stdout.write, sys.stderr.write)
             status = process.wait()
+        record_end(launch, asked=asked, began=began, status=status)
         if status or not cell.wanted:
             return status, {}
         if keep:

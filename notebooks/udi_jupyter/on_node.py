@@ -20,7 +20,8 @@ import threading
 import time
 from typing import Any
 
-from udi_core import DEVNULL, LaunchError, Process, UdiError, Volume, lazy_progress, spawn
+from udi_core import DEVNULL, Launch, LaunchError, Process, UdiError, Volume, lazy_progress, spawn
+from udi_jupyter.ending import record_end
 from udi_jupyter.inside import inside
 from udi_jupyter.ipykernel import provide
 from udi_jupyter.kernelspec import KernelSettings
@@ -35,15 +36,18 @@ def main() -> int:
     os.dup2(2, 1)
     # Slurm ends a step by SIGTERM, and the key of the kernel must not stay on the node.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    asked = time.time()
     directory = tempfile.mkdtemp(prefix="udi-kernel-")
     try:
         request = json.loads(sys.stdin.readline())
         with contextlib.ExitStack() as resources:
-            kernel, path = _start(request, directory, resources)
+            kernel, launch, path = _start(request, directory, resources)
+            began = time.time()
             # Daemonic: it may still wait for the server when the kernel has ended.
             threading.Thread(target=_end_with_server, args=(kernel,), daemon=True).start()
             print(json.dumps({"connection": _wait_for_ports(kernel, path)}), file=answer_to, flush=True)
             status = kernel.wait()
+            record_end(launch, asked=asked, began=began, status=status)
         return status if status >= 0 else 128 - status
     except UdiError as error:
         print(json.dumps({"error": str(error)}), file=answer_to, flush=True)
@@ -52,7 +56,9 @@ def main() -> int:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start(request: dict[str, Any], directory: str, resources: contextlib.ExitStack) -> tuple[Process[bytes], str]:
+def _start(
+    request: dict[str, Any], directory: str, resources: contextlib.ExitStack
+) -> tuple[Process[bytes], Launch, str]:
     settings = KernelSettings.parse(request["settings"])
     environ = {name: value for name, value in os.environ.items() if name != "JPY_PARENT_PID"}
     with lazy_progress() as progress:
@@ -80,7 +86,7 @@ def _start(request: dict[str, Any], directory: str, resources: contextlib.ExitSt
         calls=resources.enter_context(image.host_calls()),
     )
     kernel = spawn(launch.argv, env=launch.env, pass_fds=launch.pass_fds, stdin=DEVNULL)
-    return kernel, path
+    return kernel, launch, path
 
 
 def own_address() -> str:

@@ -20,7 +20,8 @@ from jupyter_client.multikernelmanager import MultiKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Bool, Dict, List, Unicode
 
-from udi_core import ImageAbsent, UdiError, Volume, find, lazy_progress, load_config, write_record
+from udi_core import ImageAbsent, Launch, UdiError, Volume, find, lazy_progress, load_config
+from udi_jupyter.ending import record_end
 from udi_jupyter.inside import inside
 from udi_jupyter.ipykernel import provide
 from udi_jupyter.kernelspec import START, KernelSettings
@@ -37,8 +38,8 @@ class UdiProvisioner(LocalProvisioner):
     bridge = Bool(config=True)
 
     _resources: contextlib.ExitStack | None = None
-    _record = ("", "")
-    _began = _setup = 0.0
+    _launch: Launch | None = None
+    _asked = _began = 0.0
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Pull the image if it is missing, mount it, and put the sandbox's command line in front of the kernel's.
@@ -62,7 +63,7 @@ class UdiProvisioner(LocalProvisioner):
 
     def _enter_image(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         self._leave_image()
-        self._began = time.time()
+        self._asked = time.time()
         manager: Any = self.parent
         # The connection file must be there at the path that Jupyter knows.
         runtime = os.path.dirname(os.path.realpath(manager.connection_file))
@@ -89,7 +90,7 @@ class UdiProvisioner(LocalProvisioner):
             self._resources = resources.pop_all()
         # Jupyter sets JPY_PARENT_PID after this method, and a kernel whose parent is bwrap takes another parent
         # for the death of the server and leaves.
-        self._record, self._setup = launch.record, time.time() - self._began
+        self._launch, self._began = launch, time.time()
         kwargs["cmd"] = ["/usr/bin/env", "--unset=JPY_PARENT_PID", *launch.argv]
         kwargs["env"] = dict(launch.env)
         kwargs["pass_fds"] = launch.pass_fds
@@ -105,9 +106,9 @@ class UdiProvisioner(LocalProvisioner):
     async def wait(self) -> int | None:
         """The kernel's status, once it has ended; the run record then has its line."""
         status = await super().wait()
-        begun, self._record = self._record, ("", "")
-        spent = time.time() - self._began - self._setup
-        write_record(*begun, start=self._began, setup=self._setup, seconds=spent, exit=status or 0)
+        launch, self._launch = self._launch, None
+        if launch is not None:
+            record_end(launch, asked=self._asked, began=self._began, status=status or 0)
         return status
 
     async def cleanup(self, restart: bool = False) -> None:

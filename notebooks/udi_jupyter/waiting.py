@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 from udi_core import DEVNULL, PIPE, Process, Progress, UdiError, Volume, progress_text, spawn
+from udi_jupyter.ending import record_end
 from udi_jupyter.inside import inside
 from udi_jupyter.ipykernel import provide
 from udi_jupyter.kernelspec import KernelSettings
@@ -24,6 +25,7 @@ from udi_jupyter.kernelspec import KernelSettings
 
 def main(text: str, path: str, *arguments: str) -> int:
     """Run the kernel of a connection file to its end; returns its exit status."""
+    asked = time.time()
     request = json.loads(text)
     # Whoever started Jupyter may have ignored it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,7 +63,9 @@ def main(text: str, path: str, *arguments: str) -> int:
         arrived.set()
         placeholder.stdin.close()  # type: ignore[union-attr]  # it is a pipe
         placeholder.wait()
+        began = time.time()
         status = spawn(launch.argv, env=launch.env, pass_fds=launch.pass_fds, stdin=DEVNULL).wait()
+        record_end(launch, asked=asked, began=began, status=status)
     return status if status >= 0 else 128 - status
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -66,6 +67,9 @@ def test_a_shell_cell_runs_in_an_image(shell: InteractiveShell, base: str, capsy
     assert shell.user_ns["text"] == "kept\n" and "kept" not in capsys.readouterr().out
     with pytest.raises(UsageError, match="ended with status 3"):
         shell.run_cell_magic("udi", base, "exit 3")
+    lines = map(json.loads, Path(os.environ["UDI_NODE_DIR"], "record.jsonl").read_text().splitlines())
+    recorded = [(each["program"], each["exit"], each["seconds"] > 0) for each in lines if each["by"] == "jupyter"]
+    assert recorded == [("bash", 0, True), ("bash", 0, True), ("bash", 3, True)]
 
 
 def test_a_python_cell_shares_variables(shell: InteractiveShell, trixie: str, capsys: Any) -> None:
