@@ -597,6 +597,7 @@ class TestFront:
         path = subprocess.run([*udi, "path", reference], env=env, check=True, capture_output=True, text=True).stdout
         sif.around(Path(path.strip()).read_bytes(), workflow.directory / "tool.sif")
         assert front(env, ["run", "tool.sif", "a b"], cwd=workflow.directory).stdout == "run with a b\n"
+        assert "echo run with" in front(env, ["inspect", "--runscript", "tool.sif"], cwd=workflow.directory).stdout
         workflow.write(
             """
             rule a:
