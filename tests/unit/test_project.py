@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from collections.abc import Iterator
@@ -54,6 +55,14 @@ def test_links_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text) + re.findall(r'(?:src|href)="([^"#]+)"', text)
     local = [each for each in targets if "://" not in each and not each.startswith("mailto:")]
     assert [each for each in local if not (path.parent / each).exists()] == []
+
+
+@pytest.mark.parametrize("path", list(documents()), ids=lambda path: str(path.relative_to(CLONE)))
+def test_what_python_in_a_document_imports_is_there(path: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+        for module, names in re.findall(r"(?m)^from ((?:udi_|parsl)[\w.]*) import ([\w, ]+)$", block):
+            for name in names.split(", "):
+                assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
 def test_every_page_of_the_manual_is_in_its_index() -> None:
