@@ -228,6 +228,22 @@ def test_a_server_shows_how_far_a_missing_image_is(environment: dict[str, str], 
         server.shutdown_all(now=True)
 
 
+def test_a_server_says_why_an_image_cannot_be_pulled(environment: dict[str, str]) -> None:
+    install(KernelSettings(image="docker:127.0.0.1:1/none:1"), name="nowhere")
+    server = MultiKernelManager()
+    manager: Any = server.get_kernel(server.start_kernel(kernel_name="nowhere"))
+    try:
+        with kernels.connected(manager) as client:
+            for _ in range(2):  # it stays, until somebody has read it
+                content = client.execute("1", reply=True, timeout=kernels.PATIENCE)["content"]
+                assert content["ename"] == "ImageMissing"
+                said = content["evalue"].splitlines()
+                assert said[0] == "The registry 127.0.0.1:1 cannot be reached"
+                assert said[-1] == "Restart the kernel to try again."
+    finally:
+        server.shutdown_all(now=True)
+
+
 @pytest.mark.needs("chromium", "chromedriver")
 def test_jupyterlab_in_a_browser(in_image: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Pick the kernel, run a cell, see the image.  ``UDI_TEST_SCREENSHOT=PATH`` keeps a picture for the manual."""

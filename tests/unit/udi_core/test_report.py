@@ -22,7 +22,7 @@ LINES = [
     line("mount", start=70, seconds=0.5),
     line("run", start=71, setup=0.02),
     line("parsl", start=72, setup=0.04, seconds=5, exit=0, cpu=4, rss=1 << 20),
-    line("parsl", "sha256:b", "n2", start=73, setup=0.06, seconds=7, exit=1, cpu=1, rss=1 << 10),
+    line("parsl", "sha256:b", "n2", start=73, setup=0.06, seconds=7, exit=-9, cpu=1, rss=1 << 10),
     line("jupyter", "sha256:b", "n2", uid=2, start=74, seconds=1, exit=0),
 ]
 
@@ -73,13 +73,14 @@ def test_files_and_directories(tmp_path: Path) -> None:
 
 def test_the_picture_is_svg_with_a_bar_for_each() -> None:
     odd = line("parsl", 'sha256:"<&', "n<3", start=80, seconds=3)
-    picture = draw(summarise([*LINES, odd]))
+    picture = draw(summarise([*LINES, odd, line("pull", node="login", start=1, seconds=9)]))
     root = ET.fromstring(picture)
     titles = [each.text or "" for each in root.iter("{http://www.w3.org/2000/svg}title")]
     assert "sha256:a: pulling 60 s" in titles
     assert 'docker:sha256:"<&: in the task 3 s' in titles
     assert "n2: in the task 8 s" in titles
-    assert "8.06 s, 2 tasks; UDI's 60 ms" in [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "8.06 s, 2 tasks; UDI's 60 ms" in texts and "9 s, 0 tasks" in texts
 
 
 def test_a_picture_of_many_nodes_stays_a_picture() -> None:
