@@ -73,7 +73,7 @@ def test_files_and_directories(tmp_path: Path) -> None:
 
 def test_the_picture_is_svg_with_a_bar_for_each() -> None:
     odd = line("parsl", 'sha256:"<&', "n<3", start=80, seconds=3)
-    picture = draw(summarise([*LINES, odd, line("pull", node="login", start=1, seconds=9)]))
+    picture = draw(summarise([*LINES, odd, line("pull", "sha256:c", "login", start=1, seconds=9)]))
     root = ET.fromstring(picture)
     titles = [each.text or "" for each in root.iter("{http://www.w3.org/2000/svg}title")]
     assert "sha256:a: pulling 60 s" in titles
