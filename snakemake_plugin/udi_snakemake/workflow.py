@@ -23,7 +23,7 @@ from udi_snakemake import images, lock, pointer, pulling
 from udi_snakemake.discovery import Found, ask_snakemake, scan
 from udi_snakemake.lock import Lock, LockedImage
 from udi_snakemake.pointer import Pointer
-from udi_snakemake.resolving import front_config, resolve
+from udi_snakemake.resolving import credentials, front_config, resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +170,7 @@ def _what_ran(ran: Pointer, reference: ImageReference) -> LockedImage:
 
 
 def _ask_registry(reference: ImageReference, config: Config) -> LockedImage:
-    with open_source(reference, config) as source:
+    with credentials(os.environ), open_source(reference, config) as source:
         resolved = resolve_in_source(source, None)
     return LockedImage(digest=resolved.named, images={str(resolved.config.platform): resolved.manifest.digest})
 

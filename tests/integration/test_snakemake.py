@@ -20,6 +20,7 @@ pytest.importorskip("snakemake")
 pytestmark = pytest.mark.needs("bwrap", "tar2sqfs", "docker-registry")
 
 env = workflows.module_environment
+workflow = workflows.in_environment
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +32,6 @@ def image(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) ->
 def trixie(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("trixie") / "layout"
     return workflows.push_workflow_image(push, path, "snakemake/trixie", "trixie")
-
-
-@pytest.fixture
-def workflow(tmp_path: Path, env: dict[str, str]) -> Workflow:
-    return workflows.make(tmp_path / "work", env)
 
 
 class TestRules:
@@ -553,7 +549,7 @@ class TestFront:
         assert front(env, ["exec", "y.sif", "cat", "/opt/marker"], cwd=tmp_path).stdout == "the image's file\n"
 
     def test_user_name_and_password_for_a_registry(
-        self, env: dict[str, str], registry: Registry, image: str, tmp_path: Path
+        self, env: dict[str, str], registry: Registry, image: str, workflow: Workflow, tmp_path: Path
     ) -> None:
         bcrypt = pytest.importorskip("bcrypt")
         users = tmp_path / "htpasswd"
@@ -570,6 +566,10 @@ class TestFront:
             assert done.stdout.startswith("the image's file\n"), done.stderr
             assert "UDI_PASSWORD" not in done.stdout
             assert front(known, ["pull", "--force", "x.sif", private], cwd=tmp_path).returncode == 0
+            workflow.write(f'rule a:\n    output: "a.txt"\n    container: "{private}"\n    shell: "touch {{output}}"\n')
+            argv = [sys.executable, "-m", "udi_core", "lock"]
+            locked = subprocess.run(argv, cwd=workflow.directory, env=known, capture_output=True, text=True)
+            assert locked.returncode == 0, locked.stderr
 
     def test_contained_programs_see_nothing_of_the_hosts(
         self, env: dict[str, str], pointer: str, tmp_path: Path

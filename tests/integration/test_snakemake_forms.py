@@ -77,6 +77,7 @@ def make_channel(top: Path, *versions: str) -> None:
 
 
 env = workflows.module_environment
+workflow = workflows.in_environment
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +98,6 @@ def image(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) ->
     ]
     layout = images.derive(images.image("numeric"), tmp_path_factory.mktemp("image") / "layout", layers)
     return "docker://" + push(layout, "snakemake/forms").removeprefix("docker:")
-
-
-@pytest.fixture
-def workflow(tmp_path: Path, env: dict[str, str]) -> Workflow:
-    return workflows.make(tmp_path / "work", env)
 
 
 def test_modules_old_names_groups_and_other_shells(workflow: Workflow, image: str) -> None:

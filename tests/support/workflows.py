@@ -135,3 +135,9 @@ def front(env: Mapping[str, str], argv: Sequence[str], **options: object) -> sub
         text=True,
         **options,  # type: ignore[call-overload]
     )
+
+
+@pytest.fixture
+def in_environment(tmp_path: Path, env: dict[str, str]) -> Workflow:
+    """``workflow = workflows.in_environment``: an empty workflow for a test, in the module's ``env``."""
+    return make(tmp_path / "work", env)
