@@ -95,4 +95,5 @@ def test_a_job_that_names_no_image_or_a_missing_one_starts_all_the_same(somebody
     for comment in ("", "nothing of ours", "udi:docker:127.0.0.1:1/none:1"):
         done = somebody.run("srun", "-N1", "-n1", f"--comment={comment}", "echo", "started")
         assert done.stdout == "started\n"
-    assert not user.processes_of(somebody.node_dir)
+    # The epilogs go on when srun has ended.
+    wait_until(lambda: not user.processes_of(somebody.node_dir), lambda: user.processes_of(somebody.node_dir))

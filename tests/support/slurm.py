@@ -213,8 +213,8 @@ def _wait_idle(slurm: Slurm, top: Path, timeout: float) -> None:
 
 
 def _stop(top: Path) -> None:
-    """Stop every daemon whose pid file is there, gently and then not."""
-    pids = []
+    """Stop every daemon whose pid file is there, gently and then not, and what still runs on the nodes."""
+    pids, nodes = [], _namespaces(top)
     for file in sorted(top.glob("*.pid"), key=lambda path: path.name == "munged.pid"):
         with contextlib.suppress(OSError, ValueError):
             pids.append(int(file.read_text()))
@@ -224,8 +224,31 @@ def _stop(top: Path) -> None:
         while pids and time.monotonic() < deadline:
             pids = [pid for pid in pids if _signal(pid, 0)]
             time.sleep(0.05)
+    # Whoever of a job is left, or of Slurm on behalf of a job that is still completing.
+    deadline = time.monotonic() + 60
+    while (left := [pid for pid in _pids() if _namespace(pid) in nodes]) and time.monotonic() < deadline:
+        for pid in left:
+            _signal(pid, signal.SIGKILL)
+        time.sleep(0.05)
     for spool in top.glob("spool-*"):
         shutil.rmtree(spool, ignore_errors=True)
+
+
+def _namespaces(top: Path) -> set[int]:
+    """The mount namespaces of the nodes, which no process outside of a node is in."""
+    pids = [int(file.read_text()) for file in top.glob("slurmd-*.pid") if file.read_text().strip().isdigit()]
+    return {_namespace(pid) for pid in pids} - {0, _namespace(os.getpid())}
+
+
+def _namespace(pid: int) -> int:
+    try:
+        return os.stat(f"/proc/{pid}/ns/mnt").st_ino
+    except OSError:
+        return 0
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
 def _signal(pid: int, number: int) -> bool:

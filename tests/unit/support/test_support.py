@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.support import images, oci, tools, user
+from tests.support import images, oci, slurm, tools, user
 from tests.support.registry import Registry, running_registry
 from udi_core.manifest import DOCKER_MANIFEST, OCI_MANIFEST
 
@@ -108,6 +109,21 @@ def test_missing_tool_skips_on_a_laptop_and_fails_in_ci(monkeypatch: pytest.Monk
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="no-such-tool not installed"):
         tools.need(["no-such-tool"])
+
+
+@pytest.mark.root
+@pytest.mark.needs(*slurm.TOOLS)
+def test_a_slurm_leaves_nothing_running_whatever_its_jobs_do(tmp_path: Path) -> None:
+    with slurm.virtual_slurm(tmp_path, 2) as cluster:
+        ignoring = "#!/bin/sh\ntrap '' TERM HUP INT\nsetsid sleep 600 &\nwhile :; do sleep 1; done\n"
+        script = tmp_path / "job.sh"
+        script.write_text(ignoring)
+        cluster.run("sbatch", "--output=/dev/null", str(script))
+        deadline = time.monotonic() + 60
+        while not cluster.run("squeue", "-h", "-t", "running").stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert user.processes_of(str(tmp_path)) == []
 
 
 def test_ordinary_user_is_ordinary(ordinary_user: user.OrdinaryUser) -> None:
