@@ -66,7 +66,7 @@ def review(store: ImageStore) -> None:
     except UdiError:  # no controller that answers
         return
     for digest, name in marks:
-        where, job, uid = name.removeprefix(JOB).rsplit(".", 2)
+        where, job, uid = ["", "", *name.removeprefix(JOB).rsplit(".", 2)][-3:]
         if (where, uid) == (cluster, str(os.geteuid())):
             if job in jobs:
                 store.mark_use(digest, name)

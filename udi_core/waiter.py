@@ -30,17 +30,28 @@ def wait_for(line: tuple[str, str], began: float, start: Callable[[], NoReturn])
         start: becomes the task, in the child.
     """
     begun = time.time()
+    # Until they can be passed on: one that came between would end this process, and nobody would end the task.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     child = os.fork()
     if not child:
+        for number in _PASSED_ON:
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         start()
+    ended = False
 
     def pass_on(number: int, _: object) -> None:
         # A terminal tells all processes in front of it.
-        if number not in _FROM_TERMINAL or not _is_in_front():
+        if not ended and (number not in _FROM_TERMINAL or not _is_in_front()):
             os.kill(child, number)
 
     for number in _PASSED_ON:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    # Its id is its own until the second call, and may be another process's after that.
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    ended = True
     _, status, used = os.wait4(child, 0)
     code = os.waitstatus_to_exitcode(status)
     record.write(

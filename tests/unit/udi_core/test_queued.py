@@ -48,7 +48,14 @@ def test_what_sbatch_says(line: str, name: str, store: ImageStore) -> None:
 
 def test_a_mark_lasts_as_long_as_its_job(store: ImageStore, tmp_path: Path) -> None:
     me, old = os.geteuid(), 1_000_000_000
-    names = [f"job.here.5.{me}", f"job.here.6.{me}", f"job.here.7.{me + 1}", f"job.there.5.{me}", "node1.0.node"]
+    names = [
+        f"job.here.5.{me}",
+        f"job.here.6.{me}",
+        f"job.here.7.{me + 1}",
+        f"job.there.5.{me}",
+        "job.odd",
+        "node1.0.node",
+    ]
     for name in names:
         os.utime(store.mark_use(DIGEST, name), (old, old))
     (tmp_path / "jobs").write_text("12 12\n15 6\n")  # a task of an array that is job 6

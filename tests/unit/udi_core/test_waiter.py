@@ -52,3 +52,12 @@ def test_in_a_terminal_a_signal_of_its_keys_is_not_passed_on() -> None:
         assert process.returncode == 0
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_that_comes_before_it_can_be_passed_on(number: signal.Signals) -> None:
+    early = f"import time\ndef start():\n    os.kill(os.getppid(), {int(number)})\n    time.sleep(60)\n"
+    program = PROGRAM.replace("raise SystemExit", f"{early}\nraise SystemExit")
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", program, ""], cwd=Path(__file__).parents[3], timeout=120)
+        assert done.returncode == -number
