@@ -18,6 +18,7 @@ import udi_core.web
 from tests.fakes.faulty_registry import FaultyRegistry, faulty_registry
 from tests.support import oci
 from tests.support.command import three_parts, tree, udi, udi_here
+from tests.support.environment import small_disk
 from tests.support.user import OrdinaryUser
 
 pytestmark = pytest.mark.needs("tar2sqfs", "unsquashfs")
@@ -386,14 +387,10 @@ def test_a_missing_tool(faulty: FaultyRegistry, refused: Callable[..., None]) ->
 @pytest.mark.needs("mount")
 def test_a_full_disk(faulty: FaultyRegistry, udi_env: dict[str, str], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "small", str(disk)], check=True)
-    try:
+    with small_disk(disk, "2m"):
         env = {**udi_env, "UDI_STORE": str(disk / "store")}
         three_parts(udi("pull", faulty.reference(), env=env), 74, "No space is left", "udi gc")
         assert tree(str(disk)) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.root

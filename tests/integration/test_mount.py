@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -394,6 +395,18 @@ def test_no_room_to_unpack(squashfs: str, directory: str) -> None:
     with pytest.raises(MountError) as caught:
         node(directory, "extract").mount(mounter.stored(path))
     assert "No space left" in caught.value.details
+
+
+def test_no_room_for_the_etc_of_tasks(squashfs: str, directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("udi_core.etc_files.prepare", full)
+    mounts = node(directory, "extract")
+    with pytest.raises(MountError, match="No space left") as caught:
+        mounts.mount(mounter.stored(squashfs))
+    assert "UDI_NODE_DIR" in caught.value.hint
+    assert mounts.clean() != [], "its lease was given up"
 
 
 @pytest.mark.parametrize("backend", ["fuse", "namespace"])

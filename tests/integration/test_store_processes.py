@@ -19,6 +19,7 @@ import pytest
 
 from tests.fakes.faulty_registry import FaultyRegistry, faulty_registry
 from tests.support import oci
+from tests.support.environment import small_disk
 from udi_core import ImageReference, ImageStore, load_config, parse_platform, pull
 from udi_core.store import Tag
 
@@ -176,9 +177,7 @@ def test_an_image_that_a_gc_took_while_it_was_tagged(
 @pytest.mark.needs("mount")
 def test_a_store_without_room_for_a_lease(faulty: FaultyRegistry, udi_env: dict[str, str], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "small", str(disk)], check=True)
-    try:
+    with small_disk(disk, "64k"):
         with contextlib.suppress(OSError), open(disk / "fill", "wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
@@ -186,5 +185,3 @@ def test_a_store_without_room_for_a_lease(faulty: FaultyRegistry, udi_env: dict[
         _, said = producer.communicate(timeout=PATIENCE)
         assert producer.returncode == 74 and "No space is left in the store" in said
         assert leftovers(str(disk / "store")) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
