@@ -106,7 +106,9 @@ class UdiMagics(Magics):
         config = load_config()
         mounted = NodeMounts(config, ImageStore(config.store)).status()
         rows = [["image in use", self._image or "none"], ["store", config.store]]
-        rows += [["mounted here", f"{each.reference}  ({each.backend})"] for each in mounted]
+        rows += [
+            ["mounted here", f"{ImageReference.parse(each.reference).short}  ({each.backend})"] for each in mounted
+        ]
         if self._nodes is not None:
             done = sum(task.done() for task in self._tasks)
             rows.append(["nodes", f"{self._nodes.ready()} of {self._nodes.count} ready"])

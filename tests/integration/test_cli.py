@@ -167,6 +167,8 @@ def test_node_warm_status_and_clean(base_image: str, udi_env: dict[str, str]) ->
     assert udi("node", "warm", base_image, env=udi_env).returncode == 0
     (state,) = json.loads(udi("node", "status", "--json", env=udi_env).stdout)
     assert state["digest"].startswith("sha256:")
+    _, row = udi("node", "status", env=udi_env).stdout.splitlines()
+    assert row.split()[-1] == base_image.removeprefix("docker:"), "as udi images shows it"
     assert "unmounted" in udi("node", "clean", env=udi_env).stdout
     assert json.loads(udi("node", "status", "--json", env=udi_env).stdout) == []
 

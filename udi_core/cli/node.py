@@ -15,6 +15,7 @@ from udi_core.launch import find
 from udi_core.mount import NodeMounts
 from udi_core.node_files import check_directory
 from udi_core.node_kind import parse_kinds, split_kind
+from udi_core.reference import ImageReference
 from udi_core.store import ImageStore
 
 
@@ -36,7 +37,7 @@ def node(arguments: argparse.Namespace) -> int:
                     state.backend,
                     f"{time.time() - state.mounted:.0f} s",
                     _jobs(jobs[state.root]),
-                    state.reference,
+                    ImageReference.parse(state.reference).short,
                 ]
                 for state in states
             ]
