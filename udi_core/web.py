@@ -134,6 +134,12 @@ class Web:
         with self._lock:
             if self._secure:
                 return
+            if isinstance(self._bundle, str) and not os.path.exists(self._bundle):
+                raise ConfigError(
+                    f"The CA bundle {self._bundle} does not exist",
+                    "REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names it.",
+                    "Correct the variable, or unset it.",
+                )
             # The system's authorities too: a site installs its own there, and requests knows only certifi's.
             context = ssl.create_default_context()
             if self._ca_file:

@@ -10,6 +10,7 @@ import pytest
 import requests
 import urllib3
 
+from udi_core.errors import ConfigError
 from udi_core.web import BROKEN, Web, body
 
 
@@ -39,6 +40,12 @@ def test_a_few_bytes_that_stand_for_many_stay_few() -> None:
 def test_what_cannot_be_decompressed_is_broken() -> None:
     with pytest.raises(BROKEN, match="decompressed"):
         body(response(b"no gzip", "gzip"), 100)
+
+
+def test_a_bundle_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nonexistent.pem")
+    with pytest.raises(ConfigError, match=r"/nonexistent\.pem"):
+        Web().send("GET", "https://registry.invalid/v2/")
 
 
 @pytest.mark.parametrize(
