@@ -43,7 +43,7 @@ class Agent:
         """Start it and wait until it answers.
 
         Raises:
-            AgentLost: it ended before it answered; the details hold what is known.
+            AgentLost: it ended before it answered, or did not answer; the details hold what is known.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
@@ -62,11 +62,27 @@ class Agent:
         self._fd = ours.fileno()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _POLL)
         self._answers = _Answers(ours, self._lost)
-        hello = pickle.loads(self._receive(time.monotonic() + _START_SECONDS)[0])  # noqa: S301 - our own agent
+        try:
+            hello = self._hello()
+        except BaseException:
+            self.close()
+            raise
         self.python: str = hello["python"]
         self.magic: bytes = hello["magic"]
         self.protocol: int = hello["protocol"]
         self._pid: int = hello["pid"]
+
+    def _hello(self) -> dict[str, Any]:
+        """What an agent says of itself when it has started."""
+        parts = self._receive(time.monotonic() + _START_SECONDS)
+        if not parts:
+            raise AgentLost(
+                "The Python process in the image does not answer",
+                f"It has not for {_START_SECONDS:g} seconds since it was started; it is ended now.",
+                "See whether the setup waits for something, and whether the file system of the image store answers.",
+            )
+        found: dict[str, Any] = pickle.loads(parts[0])  # noqa: S301 - our own agent
+        return found
 
     def call(
         self,

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from udi_core import Agent, AgentLost, AgentPool, Launch, pack, pack_arguments, specify, unpack
-from udi_core.agent import in_image
+from udi_core.agent import host, in_image
 from udi_core.agent.host import kill_tree
 
 
@@ -170,6 +170,36 @@ def test_a_program_that_is_not_there(agent: Agent, tmp_path: Path) -> None:
     with open(tmp_path / "out", "wb") as file:
         assert agent.spawn(("no-such-program",), "/", file.fileno(), file.fileno()) == 127
     assert "no-such-program" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize("seconds", [0.2, None])
+def test_an_agent_that_does_not_come_up_is_ended(
+    seconds: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"echo $$ > {tmp_path}/pid; exec sleep 300"
+    if seconds:
+        monkeypatch.setattr(host, "_START_SECONDS", seconds)
+        expected: type[BaseException] = AgentLost
+    else:
+
+        class Walltime(Exception):
+            pass
+
+        def wait(answers: Any, deadline: float) -> bool:
+            while not (tmp_path / "pid").exists():
+                time.sleep(0.01)
+            raise Walltime
+
+        monkeypatch.setattr(host._Answers, "wait", wait)
+        expected = Walltime
+    before = set(children())
+    with pytest.raises(expected):
+        Agent(Launch(argv=("sh", "-c", script), env=dict(os.environ), pass_fds=()))
+    assert set(children()) == before
+
+
+def children() -> list[int]:
+    return host._children(os.getpid())
 
 
 def test_a_command_longer_than_the_sockets_buffer_keeps_its_streams(agent: Agent, tmp_path: Path) -> None:
