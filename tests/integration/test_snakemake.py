@@ -578,11 +578,12 @@ class TestFront:
         work = tmp_path / "work"
         work.mkdir()
         argv = ["exec", "--containall", "--home", str(work), pointer]
-        word = f"pwd; echo $MINE; ls -A {tmp_path} $HOME; touch /tmp/new ./out && echo written"
+        new = f"/tmp/udi-contained-{os.getpid()}"
+        word = f"pwd; echo $MINE; ls -A {tmp_path} $HOME; touch {new} ./out && echo written"
         done = front({**env, "MINE": "host"}, [*argv, "sh", "-c", word], cwd=work)
         assert done.stdout.splitlines() == [str(work), "", f"{tmp_path}:", "work", "", f"{work}:", "written"], done
         assert (work / "out").exists()
-        assert not os.path.exists("/tmp/new")
+        assert not os.path.exists(new)
 
     def test_sif_files(self, env: dict[str, str], workflow: Workflow, push: Callable[..., str], tmp_path: Path) -> None:
         udi = [sys.executable, "-m", "udi_core"]
