@@ -46,7 +46,10 @@ class Submission:
         """Look at a line that sbatch said: it may be the job's id."""
         found = _SUBMITTED.fullmatch(line)
         if found:
-            cluster = found["cluster"] or _own_cluster()
+            try:
+                cluster = found["cluster"] or _own_cluster()
+            except UdiError:  # the job is submitted all the same
+                cluster = "unknown"
             for digest in self._digests:
                 self._store.mark_use(digest, f"{JOB}{cluster}.{found['job']}.{os.geteuid()}")
 

@@ -46,6 +46,14 @@ def test_what_sbatch_says(line: str, name: str, store: ImageStore) -> None:
     assert store.users(DIGEST) == ([f"job.{name}.{os.geteuid()}"] if name else [])
 
 
+def test_a_cluster_that_does_not_say_its_name(store: ImageStore, tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nexit 1\n")
+    with submitting(store, [DIGEST]) as submission:
+        submission.hear("Submitted batch job 17\n")
+    review(store)
+    assert store.users(DIGEST) == [f"job.unknown.17.{os.geteuid()}"]
+
+
 def test_a_mark_lasts_as_long_as_its_job(store: ImageStore, tmp_path: Path) -> None:
     me, old = os.geteuid(), 1_000_000_000
     names = [
