@@ -1,8 +1,9 @@
 """UDI beside podman, podman-hpc, Charliecloud, enroot, Shifter, Apptainer and bubblewrap, runc, crun by hand.
 
-``python -m benchmarks.peers [--json]`` measures every runtime that is in PATH: from a registry to an image that can
-be run, a warm start, many starts at once, and tasks in a row.  Root does all of it twice, as root and as an ordinary
-user.  Runtimes take turns in every round, so that a busy machine is busy for all.  Exit code 1 if a target is missed.
+``python -m benchmarks.peers [--json] [RUNTIME…]`` measures every runtime that is in PATH, or some of them: from a
+registry to an image that can be run, a warm start, many starts at once, and tasks in a row.  Root does all of it
+twice, as root and as an ordinary user.  Runtimes take turns to start, so that a busy machine is busy for all.  Exit
+code 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,13 +110,13 @@ def serving(layout: oci.Layout, scratch: Path) -> Iterator[tuple[str, str]]:
 class Bench:
     """All runtimes of one account, measured in turns.  A context manager: what they left is taken away at its end."""
 
-    def __init__(self, source: str, secure: str, directory: str) -> None:
+    def __init__(self, source: str, secure: str, directory: str, only: Sequence[str] = ()) -> None:
         self.root = os.getuid() == 0
         self._source, self._secure, self._top = source, secure, directory
         found, missing = present(self.root)
         self.section = Section(account="root" if self.root else "ordinary user")
         self.section.missing = [f"{each.name}: {each.get}" for each in missing]
-        self._runtimes = found
+        self._runtimes = [each for each in found if not only or each.name in only]
         self._undo: list[tuple[str, dict[str, str]]] = []
 
     def __enter__(self) -> Bench:
@@ -123,7 +124,8 @@ class Bench:
 
     def __exit__(self, *_: object) -> None:
         for script, env in reversed(self._undo):
-            self._script(script, env, check=False)
+            if script:
+                self._script(script, env, check=False)
         user.clean_up(self._top)
 
     def measure(self) -> None:
@@ -164,7 +166,8 @@ class Bench:
         cost, failed = None, ""
         try:
             cost = self._pull(recipe.pull, environment) if recipe.pull else None
-            self._script(recipe.prepare, environment)
+            # Where only a part of it fails, some way to start may work yet; each is tried.
+            self._script(recipe.prepare, environment, check=False)
         except (SystemExit, ChildProcessError) as error:
             failed = _last_line(directory) or str(error)
         for name, words in recipe.starts.items():
@@ -218,7 +221,15 @@ class Bench:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
         path = os.pathsep.join([_PATH, *os.environ["PATH"].split(os.pathsep)])
         account = pwd.getpwuid(os.getuid()).pw_name
-        return {**kept, "PATH": path, "HOME": directory, "TMPDIR": directory, "USER": account, **more}
+        return {
+            **kept,
+            "PATH": path,
+            "HOME": directory,
+            "TMPDIR": directory,
+            "USER": account,
+            "XDG_RUNTIME_DIR": directory,
+            **more,
+        }
 
     def _pull(self, script: str, environment: Mapping[str, str]) -> Cost:
         print(f"  {self.section.account}: {script}", file=sys.stderr, flush=True)
@@ -332,12 +343,14 @@ def section_of(found: Mapping[str, Any]) -> Section:
 # Main -----------------------------------------------------------------------------------------------------------------
 
 
-def as_ordinary_user(source: str, secure: str) -> Section:
+def as_ordinary_user(source: str, secure: str, only: Sequence[str]) -> Section:
     """Measure the same as an account without privileges, in a process of its own."""
     with user.ordinary_user() as account:
-        command = [account.python, "-m", "benchmarks.peers", "--served", source, secure]
+        command = [account.python, "-m", "benchmarks.peers", "--served", source, secure, *only]
         here = str(Path(__file__).parents[1])
-        environment = {**account.env, "PYTHONPATH": os.pathsep.join([here, account.env.get("PYTHONPATH", "")])}
+        path = os.pathsep.join([here, account.env.get("PYTHONPATH", "")])
+        # In its home, which goes with it however this ends.
+        environment = {**account.env, "PYTHONPATH": path, "TMPDIR": str(account.home)}
         done = _process.spawn(account.argv(command), env=environment, cwd=here, stdout=_process.PIPE)
         output, _ = done.communicate()
     if done.returncode:
@@ -349,12 +362,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers")
     parser.add_argument("--json", action="store_true", help="print figures as JSON in place of tables")
     parser.add_argument("--small", action="store_true", help="an image of 100 MB in place of 1 GB")
+    parser.add_argument("runtimes", nargs="*", help="names of runtimes; all without one")
     parser.add_argument("--served", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     adopt_orphans()
     if arguments.served:
-        with Bench(*arguments.served, tempfile.mkdtemp(prefix="udi-bench-")) as bench:
+        with Bench(*arguments.served, tempfile.mkdtemp(prefix="udi-bench-"), arguments.runtimes) as bench:
             bench.measure()
         print(json.dumps(document([bench.section])))
         return 0
@@ -364,29 +378,36 @@ def main() -> int:
         need("debootstrap")
     layout = make(CACHE / "image") if large else images.image("base")
     entries, size = contents(layout)
+    if not arguments.json:
+        print(f"an image of {size / 1e6:.0f} MB, {entries:,} entries; {quiet_machine()}")
+        print(f"starts: medians of {STARTS}, all runtimes in turns; ratios: times what `udi run` takes", flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="udi-bench-") as scratch,
         serving(layout, Path(scratch)) as served,
-        Bench(*served, tempfile.mkdtemp(prefix="udi-bench-")) as bench,
+        Bench(*served, tempfile.mkdtemp(prefix="udi-bench-"), arguments.runtimes) as bench,
     ):
         bench.measure()
+        if not arguments.json:
+            show_section(bench.section)
         sections = [bench.section]
         if bench.root:
-            sections.append(as_ordinary_user(*served))
-    if arguments.json:
-        print(json.dumps(document(sections), indent=1))
-        return 0
-    print(f"an image of {size / 1e6:.0f} MB, {entries:,} entries; {quiet_machine()}")
-    print(f"starts: medians of {STARTS}, all runtimes in turns; ratios: times what `udi run` takes")
-    console = Console(width=None if sys.stdout.isatty() else 170)
-    for section in sections:
-        console.print(table(section))
-        for row in section.rows:
-            if row.failed:
-                print(f"  {row.name} did not run: {row.failed}")
+            sections.append(as_ordinary_user(*served, arguments.runtimes))
+            if not arguments.json:
+                show_section(sections[-1])
+        if arguments.json:
+            print(json.dumps(document(sections), indent=1), flush=True)
+            return 0
     for each in sections[0].missing:
         print(f"  not measured, for it is not in PATH: {each}")
     return 0 if judge(sections) else 1
+
+
+def show_section(section: Section) -> None:
+    """Print an account's table, and what did not run."""
+    Console(width=None if sys.stdout.isatty() else 170).print(table(section))
+    for row in section.rows:
+        if row.failed:
+            print(f"  {row.name} did not run: {row.failed}", flush=True)
 
 
 if __name__ == "__main__":

@@ -137,8 +137,9 @@ def podman(place: Place) -> Recipe:
     return Recipe(
         pull=f"{_podman_settings(place)} && {shlex.join(store)} pull -q --tls-verify=false {place.source}",
         starts={"podman run": (*store, "run", "--rm", "--pull=never", place.source)},
-        undo=f"{shlex.join(store)} rm -fa; {shlex.join(store)} rmi -fa; umount {place.directory}/root/overlay",
-        env={"XDG_RUNTIME_DIR": place.directory, "CONTAINERS_CONF": f"{place.directory}/containers.conf"},
+        undo=f"{shlex.join(store)} rm -fa; {shlex.join(store)} rmi -fa;"
+        f" chmod -R u+rwX {place.directory}; umount {place.directory}/root/overlay",
+        env={"CONTAINERS_CONF": f"{place.directory}/containers.conf"},
     )
 
 
@@ -150,7 +151,8 @@ def podman_hpc(place: Place) -> Recipe:
         pull=f"{_podman_settings(place)} && mkdir {top}/hooks {top}/modules"
         f" && podman-hpc pull --tls-verify=false {place.source}",
         starts={"podman-hpc run": ("podman-hpc", "run", "--rm", "--pull=never", place.source)},
-        undo=f"podman --root {top}/graph --runroot {top}/run rm -fa; true",
+        # Its overlays leave directories that their owner may not enter.
+        undo=f"podman --root {top}/graph --runroot {top}/run rm -fa; chmod -R u+rwX {top}",
         env={
             "CONTAINERS_CONF": f"{top}/containers.conf",
             "STORAGE_DRIVER": "overlay",
