@@ -116,9 +116,9 @@ class Spares:
                 die_with_parent()
                 if os.getppid() != self._parent:
                     os._exit(status)  # it died before it could be asked for
-            _on_interrupt(self._interrupt)
             word, fds = self._wait()
             self._connection.send(b"%d" % os.getpid())
+            _on_interrupt(self._interrupt)
             for number, fd in enumerate(fds):
                 os.dup2(fd, number)
             for lease in self._leases:

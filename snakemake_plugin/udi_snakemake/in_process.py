@@ -1,8 +1,8 @@
 """In Snakemake's own process: jobs that say the same but for the last word share a sandbox that stands.
 
 Snakemake starts ``bash -c "apptainer exec … IMAGE bash -c 'the rule'"`` for each job.  The front repeats a launch fast,
-but still that takes three programs and a new sandbox.  Where the hook package runs, jobs of a kind, from the third on,
-go to a process that has entered the image and forks (:mod:`udi_core.standing`).
+but still that takes three programs and a new sandbox.  Where the hook package runs, jobs of a kind, but for the first
+few, go to processes that wait in the image (:mod:`udi_core.standing`).
 
 Snakemake notices nothing.  Its command lines are made, logged and reported as ever; only the call that would start one
 answers with another process: its child as well, with the same streams, environment, directory and exit status.  Before
@@ -16,7 +16,6 @@ import atexit
 import contextlib
 import functools
 import inspect
-import math
 import os
 import queue
 import re
@@ -35,8 +34,9 @@ from udi_snakemake.standing import Job, NotStarted, Sandbox
 #: How many stand at once: one for each image, number of threads and set of options.
 _MOST = 16
 _MOST_KINDS = 1000
-#: The job of a kind that makes a sandbox worth its start.  A process on a node of a cluster often has one job only.
-_WORTH = 2
+#: The job of a kind that makes a sandbox worth its start, which takes as long as ten jobs by the front.  A process on a
+#: node of a cluster often has one job only.
+_WORTH = 5
 #: Seconds before what failed, or was too early, is tried again.
 _PAUSE, _SOON = 60.0, 2.0
 #: Seconds for which lines of the run record are gathered.
@@ -91,6 +91,8 @@ class Kinds:
         self._todo: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lines: list[Callable[[], None]] = []
+        self._building: Any = None
+        self._ended = False
 
     def start(self, asked: Asked, options: Mapping[str, Any]) -> Job | None:
         """Start a job; None if it has to be started in the other way.
@@ -100,7 +102,7 @@ class Kinds:
         """
         env = options.get("env")
         # In a process that was forked off, jobs would be somebody else's children.
-        if os.getpid() != self._pid or not isinstance(env, dict) or not _usual(asked, options, env):
+        if self._ended or os.getpid() != self._pid or not isinstance(env, dict) or not _usual(asked, options, env):
             return None
         with self._lock:
             # The directory is in it too, as --home.
@@ -172,9 +174,11 @@ class Kinds:
         if os.getpid() != self._pid:
             return
         with self._lock:
+            self._ended = True
             for kind in self._kinds.values():
                 self._let_go(kind)
-                kind.not_before = math.inf
+            if self._building is not None:
+                self._building.kill()
             done = threading.Event()
             self._later(done.set)
         done.wait(_PATIENCE)
@@ -183,8 +187,10 @@ class Kinds:
     def _build(self, kind: _Kind, asked: Asked, executable: str | None, env: Mapping[str, str], cwd: str) -> None:
         """In the thread: have a front stand instead of starting a job."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            process = self._subprocess.Popen(  # noqa: S604 -- the shell and the text are those that Snakemake has
+        with theirs, self._lock:
+            if self._ended:
+                return
+            self._building = process = self._subprocess.Popen(  # noqa: S604 -- the text and the shell are Snakemake's
                 str(asked),
                 shell=True,
                 executable=executable,
@@ -199,11 +205,11 @@ class Kinds:
         except (OSError, ValueError):
             ours.close()
             process.wait()
-        if sandbox is not None and not sandbox.settled():
+        if sandbox is not None and (self._ended or not sandbox.settled()):
             sandbox.close()
             sandbox, pause = None, _SOON
         with self._lock:
-            kind.sandbox, kind.building = sandbox, False
+            kind.sandbox, kind.building, self._building = sandbox, False, None
             kind.not_before = time.monotonic() + pause
             self._limit()
 

@@ -225,6 +225,7 @@ class TestSnakemake:
             rule shell:
                 output: "shell.txt"
                 retries: 180
+                benchmark: "benchmark.txt"
                 shell:
                     "[ $(cat /proc/$PPID/comm) != bwrap ] || {{{{ sleep 0.5; exit 3; }}}}; "
                     "cat /opt/marker > {{output}}"
@@ -235,7 +236,7 @@ class TestSnakemake:
             rule fails:
                 input: "shell.txt"
                 output: "fails.txt"
-                retries: 2
+                retries: 7
                 shell: "kill -9 $$"
             """
         )
@@ -244,9 +245,10 @@ class TestSnakemake:
         assert done.returncode == 1
         assert workflow.read("shell.txt") == "the image's file\n"
         assert workflow.read("script.txt") == "by a script"
+        assert workflow.read("benchmark.txt").startswith("s\t")
         assert "Activating singularity image" in done.stdout
-        # Three times the same, whoever started it.
-        assert done.stdout.count("returned non-zero exit status 137") == 3, done.stdout
+        # Eight times the same, whoever started it.
+        assert done.stdout.count("returned non-zero exit status 137") == 8, done.stdout
         wait_until(lambda: not processes(mark))
 
 
