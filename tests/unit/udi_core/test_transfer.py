@@ -36,4 +36,6 @@ def test_bytes_that_drip_hold_nobody_up_for_ever(monkeypatch: pytest.MonkeyPatch
     fetched = transfer.Transfer([layer], Dripping, budget=1 << 20, connections=1)
     with pytest.raises(RegistryError, match="next to nothing"):
         next(fetched.pieces())
-    assert not any(thread.is_alive() for thread in fetched._threads)
+    for thread in fetched._threads:
+        thread.join(60)
+        assert not thread.is_alive()
