@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +17,8 @@ from udi_parsl.images import KEYWORD, RESOLVER, Surroundings, TaskImage, Wish, f
 from udi_parsl.results import SUBMITTER
 from udi_parsl.shipped import RUN_PAYLOAD, ImageCommand, ImageFunction, payload
 
+# Beside the functions and not in their attributes, which cloudpickle would send into images.
+_KNOWN: weakref.WeakKeyDictionary[Any, ImageFunction | ImageCommand] = weakref.WeakKeyDictionary()
 _WRAPS_ERRORS = wrap_error(len).__code__
 # Keywords for the worker, not for the task.
 _KEPT = (KEYWORD, "_parsl_monitoring")
@@ -115,11 +117,12 @@ def _in_image(func: Any) -> Any:
     """What runs a plain app's function in an image; made once for each, so that Parsl pickles it once."""
     if isinstance(func, (ImageFunction, ImageCommand)):
         return func
-    known = getattr(func, "_udi_shipped", None)
-    if known is None:
-        known = _shipped(func)
-        with contextlib.suppress(AttributeError):
-            func._udi_shipped = known
+    try:
+        known = _KNOWN.get(func)
+        if known is None:
+            known = _KNOWN[func] = _shipped(func)
+    except TypeError:  # a callable that cannot be looked up
+        return _shipped(func)
     return known
 
 

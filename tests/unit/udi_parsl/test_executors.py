@@ -60,7 +60,20 @@ def test_a_plain_python_app_is_prepared_once_for_all_its_tasks(executor: Executo
         executor.submit(app.func, {}, value)
     (first, arguments, rest), (second, _, _) = executor.tasks
     assert isinstance(first, ImageFunction) and first is second and first.specification["name"] == "double"
+    assert not double.__dict__, "cloudpickle would send what is there along with it"
     assert rest == {} and arguments[:2] == (frozen(IMAGE), b"") and pickle.loads(arguments[2]) == ((1,), {})
+
+
+def test_a_callable_that_is_never_twice_the_same(executor: Executor) -> None:
+    class Double:
+        __hash__ = None  # type: ignore[assignment]
+        __name__ = "double"
+
+        def __call__(self, value: int) -> int:
+            return 2 * value
+
+    executor.submit(Double(), {}, 1)
+    assert executor.tasks[0][0].specification["name"] == "double"
 
 
 def test_a_plain_bash_app_is_prepared_once_and_keeps_its_arguments(executor: Executor) -> None:
