@@ -213,23 +213,25 @@ def _wait_idle(slurm: Slurm, top: Path, timeout: float) -> None:
 
 
 def _stop(top: Path) -> None:
-    """Stop every daemon whose pid file is there, gently and then not, and what still runs on the nodes."""
-    pids, nodes = [], _namespaces(top)
-    for file in sorted(top.glob("*.pid"), key=lambda path: path.name == "munged.pid"):
+    """End every daemon whose pid file is there, and all that runs on the nodes.
+
+    At once: what daemons would save takes seconds and is of no use, and steps of jobs that are still completing, which
+    ask the controller in vain, would go on for minutes.
+    """
+    nodes = _namespaces(top)
+    daemons = set()
+    for file in top.glob("*.pid"):
         with contextlib.suppress(OSError, ValueError):
-            pids.append(int(file.read_text()))
-    for sign, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 2.0)):
-        pids = [pid for pid in pids if _signal(pid, sign)]
-        deadline = time.monotonic() + patience
-        while pids and time.monotonic() < deadline:
-            pids = [pid for pid in pids if _signal(pid, 0)]
-            time.sleep(0.05)
-    # Whoever of a job is left, or of Slurm on behalf of a job that is still completing.
+            daemons.add(int(file.read_text()))
     deadline = time.monotonic() + 60
-    while (left := [pid for pid in _pids() if _namespace(pid) in nodes]) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        # What has ended and only waits for its parent has no namespace any more.
+        left = [pid for pid in _pids() if (pid in daemons and _namespace(pid)) or _namespace(pid) in nodes]
+        if not left:
+            break
         for pid in left:
             _signal(pid, signal.SIGKILL)
-        time.sleep(0.05)
+        time.sleep(0.02)
     for spool in top.glob("spool-*"):
         shutil.rmtree(spool, ignore_errors=True)
 
@@ -251,9 +253,6 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
-def _signal(pid: int, number: int) -> bool:
-    try:
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
