@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from udi_core.mixed import pull_for_nodes as pull_for_nodes
     from udi_core.mount import MountedImage as MountedImage
     from udi_core.mount import NodeMounts as NodeMounts
+    from udi_core.mpi import is_rank as is_rank
     from udi_core.node_kind import ancestry as ancestry
     from udi_core.node_kind import check_kind as check_kind
     from udi_core.node_kind import choose_kind as choose_kind
@@ -121,6 +122,7 @@ _EXPORTS = {
     "image_config": "Platform",
     "mixed": "for_this_node pull_for_nodes",
     "mount": "MountedImage NodeMounts",
+    "mpi": "is_rank",
     "node_kind": "ancestry check_kind choose_kind parse_kinds",
     "platforms": "host_platform parse_platform",
     "programs": "find_program",

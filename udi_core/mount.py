@@ -21,7 +21,7 @@ from udi_core.backends import PROCESSLESS, load
 from udi_core.contexts import suppress
 from udi_core.documents import KEPT
 from udi_core.errors import MountError, PolicyError, UdiError
-from udi_core.mpi import ordered
+from udi_core.mpi import for_ranks, is_rank
 from udi_core.node_files import check_directory, check_node_local
 from udi_core.programs import require_program
 from udi_core.progress import Progress, ProgressSink, ignore
@@ -84,8 +84,10 @@ class NodeMounts:
         # Root's directory for everybody must be open to everybody.
         self._for_all = os.geteuid() == 0 and config.node_dir == config.shared_node_dir
 
-    def mount(self, image: StoredImage, progress: ProgressSink = ignore) -> MountedImage:
+    def mount(self, image: StoredImage, progress: ProgressSink = ignore, *, ranks: bool = False) -> MountedImage:
         """Mount an image, or join the mount that there is, and take a lease on it.
+
+        ``ranks`` says that the task may start ranks of MPI here, which should share a user namespace.
 
         Raises:
             PolicyError: the site allows none of the names under which the image is known.
@@ -117,7 +119,8 @@ class NodeMounts:
         if copy:
             image = replace(image, squashfs=copy)
         excuses = []
-        for backend in ordered(self._config.backends, os.environ):
+        backends = self._config.backends
+        for backend in for_ranks(backends) if ranks or is_rank(os.environ) else backends:
             progress(Progress("mount", image.digest, note=f"trying {backend}"))
             try:
                 if self._for_all and backend == "extract":

@@ -2,7 +2,7 @@
 
 Ranks of a node copy from each other's memory (process_vm_readv(2)), and open each other's files by
 ``/proc/PID/fd``.  The kernel allows both within one user namespace only, and libraries that find out late fail or wait
-for ever.  So ranks share a namespace where that is to be had (:func:`ordered`), and elsewhere are told not to try
+for ever.  So ranks share a namespace where that is to be had (:func:`for_ranks`), and elsewhere are told not to try
 (:data:`APART`).
 """
 
@@ -30,10 +30,10 @@ def is_rank(environ: Mapping[str, str]) -> bool:
     return any(name in environ for name in _RANK)
 
 
-def ordered(backends: Sequence[str], environ: Mapping[str, str]) -> list[str]:
-    """Mount backends in the order to try: for a rank, the one whose tasks share a namespace comes before ``fuse``."""
+def for_ranks(backends: Sequence[str]) -> list[str]:
+    """Mount backends in the order to try for ranks: the one whose tasks share a namespace comes before ``fuse``."""
     found = list(backends)
-    if is_rank(environ) and "fuse" in found and "namespace" in found[found.index("fuse") :]:
+    if "fuse" in found and "namespace" in found[found.index("fuse") :]:
         found.remove("namespace")
         found.insert(found.index("fuse"), "namespace")
     return found

@@ -341,7 +341,9 @@ def execute(launch: Launch, began: float, *, noted: bool = False) -> NoReturn:
     fd = task_files.begin(*launch.record, start=began, setup=time.time() - began)
     try:
         argv = launch.argv if fd < 0 else launch.noted(fd)
-        os.execve(argv[0], argv, launch.env)  # noqa: S606 -- becoming the task is the point
+        # bubblewrap makes a user namespace for each task of an ordinary user.
+        env = {**APART, **launch.env} if is_rank(launch.env) and os.geteuid() else launch.env
+        os.execve(argv[0], argv, env)  # noqa: S606 -- becoming the task is the point
     except OSError as error:
         raise LaunchError(f"{launch.argv[0]} cannot be started", error.strerror or str(error)) from error
 

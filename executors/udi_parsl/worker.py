@@ -196,5 +196,5 @@ def sandbox(
     )
     # The grace time of an unused mount covers the gap between two tasks; an agent holds it while it lives.
     images = ImageStore(image.store, config.node_dir)
-    with NodeMounts(config, images).mount(images.image(choice.digest)) as mounted:
+    with NodeMounts(config, images).mount(images.image(choice.digest), ranks=calls is not None) as mounted:
         yield (calls.build if calls else build)(spec, mounted, config, Host.observe(mounted))

@@ -7,7 +7,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from udi_core import Host, LaunchSpec, MountedImage, NodeMounts, UsageError, Volume, build, config_files, execute
+from udi_core import (
+    Host,
+    LaunchSpec,
+    MountedImage,
+    NodeMounts,
+    UsageError,
+    Volume,
+    build,
+    config_files,
+    execute,
+    is_rank,
+)
 from udi_snakemake import lock, ranks, warm
 from udi_snakemake.accelerators import NVIDIA, PROGRAMS, ROCM, Vendor, shares
 from udi_snakemake.arguments import Action
@@ -43,10 +54,11 @@ def launch(
     resolved = resolve(action.image, cwd)
     # Without the caller's directories, the core puts empty ones in the place of home and /tmp.
     config = replace(resolved.config, automatic=()) if action.contain else resolved.config
-    mounted = NodeMounts(config).mount(resolved.image)
+    starts_ranks, rank = ranks.wanted(action, os.environ), is_rank(os.environ)
+    mounted = NodeMounts(config).mount(resolved.image, ranks=starts_ranks)
     host = Host.observe(mounted, cwd=cwd)
     spec = specify(action, mounted, host, name=resolved.name, env_file=_read_env_file(action, cwd))
-    if ranks.wanted(action, host.environ):
+    if starts_ranks:
         if stands:
             raise UsageError("A program that may start ranks does not share its sandbox")
         return ranks.serve(spec, mounted, config, _seen(action, host), began, again)
@@ -55,7 +67,8 @@ def launch(
         from udi_core import stand
 
         stand(ready, root=mounted.view, inputs=_inputs(action, cwd, host.environ))
-    if question is not None and len(action.command) > 1 and os.path.isfile(os.path.join(cwd, action.image)):
+    repeated = len(action.command) > 1 and not rank
+    if question is not None and repeated and os.path.isfile(os.path.join(cwd, action.image)):
         warm.remember(
             question,
             argv=(ready.noted(warm.NOTES) if ready.record[0] else ready.argv)[:-1],
@@ -66,8 +79,8 @@ def launch(
             inputs=_inputs(action, cwd, host.environ),
             environ=host.environ,
         )
-    # As the front does it.
-    execute(ready, began, noted=True)
+    # As the front does it; but bubblewrap would give each rank a user namespace of its own.
+    execute(ready, began, noted=not rank)
 
 
 def _inputs(action: Action, cwd: str, environ: Mapping[str, str]) -> list[str]:

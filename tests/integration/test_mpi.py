@@ -86,8 +86,11 @@ def mpich(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) ->
             os.rename(f"{made}/mpich", wheels)
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
         # What a wheel calls data goes below the prefix.
-        names = {name.partition(".data/data/lib/")[2]: name for name in wheel.namelist()}
-        files = [oci.file(f"usr/local/lib/{to}", wheel.read(name), 0o755) for to, name in names.items() if ".so" in to]
+        names = {name.partition(".data/data/")[2]: name for name in wheel.namelist()}
+        wanted = re.compile(r"lib/.*\.so.*|bin/(mpiexec|hydra_pmi_proxy)")
+        files = [
+            oci.file(f"usr/local/{to}", wheel.read(name), 0o755) for to, name in names.items() if wanted.fullmatch(to)
+        ]
     more = oci.Layer.of(*files, oci.symlink("usr/bin/python", "python3"))
     layers = [images.python_layer("mpi4py", name="numeric"), more]
     env = ["LD_LIBRARY_PATH=/usr/local/lib", "MPI4PY_MPIABI=mpich", "MARK=in the image"]
@@ -113,6 +116,9 @@ def openmpi(push: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) 
             libraries[words[0]] = Path(words[2])
     entries = [oci.file(f"opt/openmpi/{name}", path.read_bytes(), 0o755) for name, path in sorted(libraries.items())]
     entries += [oci.file(str(path)[1:], path.read_bytes(), 0o755) for path in (*plugins, *texts) if path.is_file()]
+    entries += [
+        oci.file(f"usr/bin/{name}", Path("/usr/bin", name).read_bytes(), 0o755) for name in ("orted", "orterun")
+    ]
     layers = [images.python_layer("mpi4py", name="numeric"), oci.Layer.of(*entries)]
     env = ["LD_LIBRARY_PATH=/opt/openmpi", "MPI4PY_MPIABI=openmpi"]
     layout = tmp_path_factory.mktemp("openmpi") / "layout"
@@ -234,6 +240,23 @@ def test_ranks_on_one_machine_by_its_mpirun(somebody: Account, mpi: str, request
     _check_ranks(json.loads(done.stdout.splitlines()[-1]), [os.uname().nodename])
 
 
+BATCH = """#!/bin/bash
+#SBATCH --nodes=4 --ntasks-per-node=2
+#UDI --image={image}
+export OMPI_MCA_plm=^rsh
+orterun -n 8 python3 ranks.py
+"""
+
+
+def test_mpirun_of_the_image_in_a_batch_script(user: Account, openmpi: str) -> None:
+    """It calls the node's srun, as if the image had it, to start its daemons in the image on the other nodes."""
+    user.write("ranks.py", RANKS)
+    job = user.submit(user.write("mpirun.sh", BATCH.format(image=openmpi)), program=("udi", "sbatch"))
+    assert user.status(job) == "0:0", user.output(job)
+    ranks = next(json.loads(line) for line in user.output(job).splitlines() if line.startswith("[{"))
+    _check_ranks(ranks, user.slurm.nodes)
+
+
 PARSL = """
 import json, sys
 import parsl
@@ -244,17 +267,14 @@ from parsl.launchers import SimpleLauncher
 from parsl.providers import SlurmProvider
 from udi_parsl import image, prefetch
 
-ranks = {"num_nodes": 2, "ranks_per_node": 2, "launcher_options": "--mpi=pmi2"}
+# The virtual nodes' names are no addresses.
+OPTIONS = {"srun": "--mpi=pmi2", "mpiexec": "-iface lo"}
 
 
-@image(sys.argv[1], env={"GIVEN": "by the decorator"}, setup="export PATH=/by/setup:$PATH")
-@bash_app
 def command(exported, stdout=None, parsl_resource_specification=None):
     return f"export EXPORTED={exported}; $PARSL_MPI_PREFIX python3 ranks.py"
 
 
-@image(sys.argv[1])
-@python_app
 def function(parsl_resource_specification=None):
     import os, subprocess
 
@@ -262,31 +282,40 @@ def function(parsl_resource_specification=None):
     return subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout.decode()
 
 
+def executor(launcher):
+    provider = SlurmProvider(nodes_per_block=2, max_blocks=1, launcher=SimpleLauncher(), cmd_timeout=60)
+    return MPIExecutor(label=launcher, mpi_launcher=launcher, max_workers_per_block=1, provider=provider)
+
+
 if __name__ == "__main__":
     prefetch(sys.argv[1])
-    provider = SlurmProvider(nodes_per_block=4, max_blocks=1, launcher=SimpleLauncher(), cmd_timeout=60)
-    with parsl.load(Config([MPIExecutor(provider=provider, mpi_launcher="srun", max_workers_per_block=2)])):
-        shells = [command(n, stdout=f"{n}.out", parsl_resource_specification=ranks) for n in range(2)]
-        python = function(parsl_resource_specification=ranks)
-        assert [each.result() for each in shells] == [0, 0]
-        outputs = [open(f"{number}.out").read() for number in range(2)]
-        print(json.dumps([json.loads(text.splitlines()[-1]) for text in [*outputs, python.result()]]))
+    decorate = image(sys.argv[1], env={"GIVEN": "by the decorator"}, setup="export PATH=/by/setup:$PATH")
+    with parsl.load(Config([executor(launcher) for launcher in OPTIONS])):
+        called = []
+        for launcher, options in OPTIONS.items():
+            ranks = {"num_nodes": 2, "ranks_per_node": 2, "launcher_options": options}
+            shell = decorate(bash_app(command, executors=[launcher]))
+            python = decorate(python_app(function, executors=[launcher]))
+            called.append(shell(launcher, stdout=f"{launcher}.out", parsl_resource_specification=ranks))
+            called.append(python(parsl_resource_specification=ranks))
+        results = [each.result() for each in called]
+    assert results[::2] == [0, 0]
+    print(json.dumps([open(f"{launcher}.out").read() for launcher in OPTIONS] + results[1::2]))
 """
 
 
 def test_mpi_executor_starts_ranks_in_the_image_of_its_task(root: Account, mpich: str) -> None:
+    """By the node's srun, and by the image's mpiexec, which calls that srun to reach the other nodes."""
     script = root.write("parsl_mpi.py", PARSL)
     root.write("ranks.py", RANKS)
     done = root.run(sys.executable, str(script), mpich)
-    tasks = json.loads(done.stdout.splitlines()[-1])
-    for number, ranks in enumerate(tasks):
-        _check_ranks(ranks, ranks_nodes := sorted({rank["node"] for rank in ranks}))
-        assert len(ranks_nodes) == 2
-        assert {rank["mark"] for rank in ranks} == {"in the image"}
-        expected = ["by the decorator", str(number), True] if number < 2 else ["", "", False]
-        assert all(rank["asked"] == expected for rank in ranks)
-    # Two tasks at once have nodes of their own.
-    assert {rank["node"] for ranks in tasks[:2] for rank in ranks} == set(root.slurm.nodes)
+    for text, exported in zip(json.loads(done.stdout.splitlines()[-1]), ("srun", "mpiexec", "", ""), strict=True):
+        ranks = json.loads(text.splitlines()[-1])
+        nodes = sorted({rank["node"] for rank in ranks})
+        assert len(nodes) == 2
+        _check_ranks(ranks, nodes)
+        expected = ("in the image", ["by the decorator", exported, True])
+        assert all((rank["mark"], rank["asked"]) == expected for rank in ranks)
 
 
 SNAKEFILE = """

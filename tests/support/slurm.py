@@ -145,6 +145,8 @@ def _slurm_conf(
         "SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,defer_batch",
         "KillWait=2",
         "MinJobAge=300",
+        # MPICH names its shared memory by the job, and the nodes of all virtual clusters of a machine share /dev/shm.
+        f"FirstJobId={1 + secrets.randbelow(60_000_000)}",
         *settings,
     ]
     for name, port in zip(names, ports, strict=True):

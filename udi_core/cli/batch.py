@@ -116,7 +116,7 @@ def batch(arguments: argparse.Namespace) -> int:
     # Slurm keeps its copy of the script where only this job needs to look.
     support = (Volume(source=path, target=path, read_only=True),)
     spec = _spec(job, command, support)
-    mounted = NodeMounts(config, ImageStore(job.store)).mount(image)
+    mounted = NodeMounts(config, ImageStore(job.store)).mount(image, ranks=True)
     host = Host.observe(mounted)
     with contextlib.ExitStack() as stack:
         try:

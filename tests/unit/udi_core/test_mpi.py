@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from udi_core.mpi import ordered
-
-DEFAULT = "kernel fuse namespace extract"
+from udi_core.mpi import for_ranks
 
 
 @pytest.mark.parametrize(
-    ("backends", "environ", "expected"),
+    ("backends", "expected"),
     [
-        (DEFAULT, {}, DEFAULT),
-        (DEFAULT, {"PMI_RANK": "0"}, "kernel namespace fuse extract"),
-        (DEFAULT, {"PMIX_RANK": "3"}, "kernel namespace fuse extract"),
-        ("fuse", {"PMI_RANK": "0"}, "fuse"),
-        ("namespace kernel fuse", {"PMI_RANK": "0"}, "namespace kernel fuse"),
-        ("extract", {"PMI_RANK": "0"}, "extract"),
+        ("kernel fuse namespace extract", "kernel namespace fuse extract"),
+        ("fuse", "fuse"),
+        ("namespace kernel fuse", "namespace kernel fuse"),
+        ("extract", "extract"),
     ],
 )
-def test_ranks_share_a_namespace_where_it_can_be(backends: str, environ: dict[str, str], expected: str) -> None:
-    assert ordered(backends.split(), environ) == expected.split()
+def test_ranks_share_a_namespace_where_it_can_be(backends: str, expected: str) -> None:
+    assert for_ranks(backends.split()) == expected.split()
