@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from udi_core.progress import Progress as Progress
     from udi_core.progress import ProgressSink as ProgressSink
     from udi_core.progress import ignore as ignore
-    from udi_core.pull import pull as pull
+    from udi_core.pulling import pull as pull
     from udi_core.ranks import calls_for_ranks as calls_for_ranks
     from udi_core.ranks import entering as entering
     from udi_core.reference import ImageReference as ImageReference
@@ -127,7 +127,7 @@ _EXPORTS = {
     "platforms": "host_platform parse_platform",
     "programs": "find_program",
     "progress": "Progress ProgressSink ignore",
-    "pull": "pull",
+    "pulling": "pull",
     "ranks": "calls_for_ranks entering",
     "reference": "ImageReference",
     "sandbox": "Host Launch LaunchSpec build execute",
@@ -156,7 +156,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    # A submodule of the same name (pull) would take the place of the function: set it last, and for good.
     module, original = _HOME[name]
     value = getattr(import_module(f"{__name__}.{module}"), original)
     globals()[name] = value

@@ -44,7 +44,7 @@ def find(
     except ImageAbsent:
         if not pull_missing:
             raise
-    from udi_core.pull import pull  # the HTTP client, which a warm start must not load
+    from udi_core.pulling import pull  # the HTTP client, which a warm start must not load
 
     return pull(reference, store, config, platform=platform, progress=progress)
 

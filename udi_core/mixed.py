@@ -44,7 +44,7 @@ def pull_for_nodes(
     Raises:
         UdiError: the first image that cannot be pulled, or a level that an index does not have.
     """
-    from udi_core.pull import pull  # the HTTP client, which a node does not need
+    from udi_core.pulling import pull  # the HTTP client, which a node does not need
     from udi_core.sources import open_source, x86_levels
 
     def get(reference: ImageReference, platform: Platform | None) -> StoredImage:

@@ -195,18 +195,32 @@ def _directory() -> str:
 
 
 def _forget(directory: str) -> None:
-    """Delete what is no longer repeated, and the oldest where there are many."""
+    """Empty what is no longer repeated, and the oldest where there are many; delete what has long been empty.
+
+    A shell ends if a file is gone that it has just seen and wants to read.  It reads none that it has seen empty.
+    """
     found = []
+    oldest = time.time() - LIFETIME
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
         with contextlib.suppress(OSError):  # another process deletes too
-            found.append((os.lstat(path).st_ctime, path))
-    oldest = time.time() - LIFETIME
+            status = os.lstat(path)
+            if status.st_size:
+                found.append((status.st_ctime, path))
+            elif status.st_ctime < oldest:
+                os.unlink(path)
     found.sort(reverse=True)
     for number, (changed, path) in enumerate(found):
         if changed < oldest or number >= _MOST:
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                _empty(path)
+
+
+def _empty(path: str) -> None:
+    # Another file in its place: a shell may be in the middle of this one.
+    temporary = f"{os.path.dirname(path)}/.{os.getpid()}"
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    os.rename(temporary, path)
 
 
 def _quote(text: str) -> str:

@@ -90,11 +90,12 @@ def test_two_kinds_of_nodes(
 
 def kill_node(slurm: Slurm, node: str) -> None:
     """End a node's slurmd and all that runs on the node, so that nobody can tell of it."""
-    namespace = os.stat(f"/proc/{slurm.pid(node)}/ns/mnt").st_ino
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{pid}/ns/mnt").st_ino == namespace:
-                os.kill(int(pid), signal.SIGKILL)
+    with open(f"/proc/{slurm.pid(node)}/ns/mnt") as held:  # or the next namespace on the machine may get its number
+        namespace = os.fstat(held.fileno()).st_ino
+        for pid in filter(str.isdecimal, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{pid}/ns/mnt").st_ino == namespace:
+                    os.kill(int(pid), signal.SIGKILL)
 
 
 def test_nodes_come_drain_and_die_and_the_workflow_ends(slurm: Slurm, bullseye_image: str) -> None:

@@ -97,7 +97,8 @@ def test_hundreds_of_jobs_start_in_a_fresh_image_at_once(
     assert front(env, ["pull", pointer, version("1")]).returncode == 0
 
     def job(number: int) -> str:
-        return front(env, ["exec", "--home", str(tmp_path), pointer, "sh", "-c", f"cat /version; echo {number}"]).stdout
+        done = front(env, ["exec", "--home", str(tmp_path), pointer, "sh", "-c", f"cat /version; echo {number}"])
+        return done.stdout + done.stderr
 
     with concurrent.futures.ThreadPoolExecutor(200) as pool:
         assert list(pool.map(job, range(200))) == [f"1\n{number}\n" for number in range(200)]

@@ -220,28 +220,41 @@ def _stop(top: Path) -> None:
     At once: what daemons would save takes seconds and is of no use, and steps of jobs that are still completing, which
     ask the controller in vain, would go on for minutes.
     """
-    nodes = _namespaces(top)
-    daemons = set()
-    for file in top.glob("*.pid"):
-        with contextlib.suppress(OSError, ValueError):
-            daemons.add(int(file.read_text()))
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        # What has ended and only waits for its parent has no namespace any more.
-        left = [pid for pid in _pids() if (pid in daemons and _namespace(pid)) or _namespace(pid) in nodes]
-        if not left:
-            break
-        for pid in left:
-            _signal(pid, signal.SIGKILL)
-        time.sleep(0.02)
+    daemons = {pid for file in top.glob("*.pid") if (pid := _number(file))}
+    with _namespaces(top) as nodes:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            # What has ended and only waits for its parent has no namespace any more.
+            daemons = {pid for pid in daemons if _namespace(pid)}
+            left = daemons.union(pid for pid in _pids() if _namespace(pid) in nodes)
+            if not left:
+                break
+            for pid in left:
+                _signal(pid, signal.SIGKILL)
+            time.sleep(0.02)
     for spool in top.glob("spool-*"):
         shutil.rmtree(spool, ignore_errors=True)
 
 
-def _namespaces(top: Path) -> set[int]:
-    """The mount namespaces of the nodes, which no process outside of a node is in."""
-    pids = [int(file.read_text()) for file in top.glob("slurmd-*.pid") if file.read_text().strip().isdigit()]
-    return {_namespace(pid) for pid in pids} - {0, _namespace(os.getpid())}
+def _number(file: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int(file.read_text())
+    return 0
+
+
+@contextlib.contextmanager
+def _namespaces(top: Path) -> Iterator[set[int]]:
+    """The mount namespaces of the nodes, which no process outside of a node is in.
+
+    They are held: the kernel gives the number of one that is gone to the next sandbox of anybody.
+    """
+    with contextlib.ExitStack() as held:
+        numbers = set()
+        for file in top.glob("slurmd-*.pid"):
+            with contextlib.suppress(OSError):
+                namespace = held.enter_context(open(f"/proc/{_number(file)}/ns/mnt"))
+                numbers.add(os.fstat(namespace.fileno()).st_ino)
+        yield numbers - {_namespace(os.getpid())}
 
 
 def _namespace(pid: int) -> int:

@@ -54,7 +54,7 @@ def test_contracts_are_kept(copy: Path) -> None:
     [
         ("udi_core/errors.py", "import udi_core.store", "udi_core.errors -> udi_core.store"),
         ("udi_core/sandbox.py", "import udi_core.mount", "udi_core.sandbox -> udi_core.mount"),
-        ("udi_core/pull.py", "import udi_parsl", "udi_core.pull -> udi_parsl"),
+        ("udi_core/pulling.py", "import udi_parsl", "udi_core.pulling -> udi_parsl"),
         ("executors/udi_parsl/planted.py", "from udi_core.store import ImageStore", "-> udi_core.store"),
         ("notebooks/udi_jupyter/planted.py", "import udi_parsl", "udi_jupyter.planted -> udi_parsl"),
     ],

@@ -233,7 +233,7 @@ def _image(job: Job, config: Config) -> StoredImage:
         if reference.transport != "docker":
             raise
         print(f"udi: {reference.short} was removed since the job was submitted, and is pulled again", file=sys.stderr)
-    from udi_core.pull import pull
+    from udi_core.pulling import pull
 
     return pull(replace(reference, tag=None, digest=digest), store, replace(config, store=job.store))
 

@@ -38,7 +38,7 @@ def describe(image: StoredImage) -> dict[str, Any]:
 
 def pull(arguments: argparse.Namespace) -> int:
     """``udi pull``"""
-    from udi_core.pull import pull as pull_image
+    from udi_core.pulling import pull as pull_image
 
     config = load_config()
     reference, store = ImageReference.parse(arguments.reference), ImageStore(config.store)

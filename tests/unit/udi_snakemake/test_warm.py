@@ -265,8 +265,22 @@ def test_what_is_kept_is_the_users_alone_and_not_for_ever(node: Node, monkeypatc
     node.remember()
     node.env["NEW"] = "2"
     node.remember()
-    assert len(node.kept) == 2
-    assert before[0] not in node.kept
+    assert len(node.kept) == 3
+    assert [name for name in node.kept if not os.stat(directory / name).st_size] == before
+
+
+def test_what_is_forgotten_is_empty_before_it_is_gone(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.remember()
+    directory = node.path / f"udi-front-{os.geteuid()}"
+    (kept,) = node.kept
+    monkeypatch.setattr(warm, "LIFETIME", -1)
+    with open(directory / kept) as opened:
+        warm._forget(str(directory))
+        assert "exec" in opened.read()  # by a shell that is in the middle of it
+    assert os.stat(directory / kept).st_size == 0
+    assert node.job() == "Python\n"
+    warm._forget(str(directory))
+    assert node.kept == []
 
 
 def test_directories_of_others_are_not_looked_into(node: Node) -> None:

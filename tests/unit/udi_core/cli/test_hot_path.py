@@ -11,7 +11,7 @@ import udi_core
 SLOW = (
     "argparse asyncio ast contextlib copy ctypes dataclasses enum functools hashlib http inspect json logging pathlib"
     " re requests rich shutil signal socket subprocess tempfile typing urllib urllib3 warnings yaml zipfile"
-    " udi_core._process udi_core.cli.parser udi_core.cli.show udi_core.manifest udi_core.pull udi_core.registry"
+    " udi_core._process udi_core.cli.parser udi_core.cli.show udi_core.manifest udi_core.pulling udi_core.registry"
 )
 _PROGRAM = """
 import sys

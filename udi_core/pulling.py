@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
-import sys
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -295,12 +293,3 @@ def _follow(programs: dict[str, str | None], path: str) -> str | None:
             return "/" + name
         path = os.path.normpath(os.path.join("/", os.path.dirname(name), target))
     return None
-
-
-class _PullModule(types.ModuleType):
-    """This module stands where ``udi_core.pull`` the function is exported: imported first, it must be callable."""
-
-    __call__ = staticmethod(pull)
-
-
-sys.modules[__name__].__class__ = _PullModule
