@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import pytest
 from tests.support import images, oci
 from tests.support import slurm as slurms
 from tests.support import user as users
-from tests.support.cluster import CONTRIB, Account, account, cluster
+from tests.support.cluster import CONTRIB, SHORT_JOBS, Account, account, cluster
 from tests.support.slurm import Slurm
 
 DEBIAN = Path("/usr/lib/x86_64-linux-gnu")
@@ -345,20 +344,7 @@ def test_snakemake_starts_ranks_in_the_image_of_the_rule(root: Account, mpich: s
     root.write("Snakefile", SNAKEFILE.format(image=mpich))
     root.write("script.py", SCRIPT)
     root.write("ranks.py", RANKS)
-    # Jobs of the executor know of Slurm's configuration what is in /etc, where this cluster's is not.
-    srun = shutil.which("srun")
-    root.write("srun", f'#!/bin/sh\nSLURM_CONF={root.slurm.conf} exec {srun} "$@"\n')
-    done = root.run(
-        sys.executable,
-        *("-m", "snakemake", "--sdm", "apptainer", "--executor", "slurm", "--jobs", "4", "--latency-wait", "60"),
-        *("--slurm-no-account", "--slurm-status-command", "squeue"),
-        *("--slurm-init-seconds-before-status-checks", "1", "--default-resources", "mem_mb=100", "runtime=10"),
-        check=False,
-        timeout=500,
-        UDI_SNAKEMAKE="1",
-    )
-    logs = (root.directory / ".snakemake" / "slurm_logs").rglob("*.log")
-    assert done.returncode == 0, "\n".join([done.stdout, done.stderr, *(log.read_text() for log in logs)])
+    root.snakemake(*SHORT_JOBS, timeout=500)
     for name, count in (("shell", 2), ("script", 1)):
         ranks = json.loads((root.directory / f"{name}.json").read_text())
         nodes = sorted({rank["node"] for rank in ranks})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from tests.support import images, oci, workflows
 from tests.support import slurm as slurms
-from tests.support.cluster import Account, account, cluster
+from tests.support.cluster import SHORT_JOBS, Account, account, cluster
 from tests.support.slurm import Slurm
 
 pytest.importorskip("snakemake_executor_plugin_slurm")
@@ -101,21 +100,7 @@ def somebody(slurm: Slurm, request: pytest.FixtureRequest) -> Iterator[Account]:
 def test_jobs_and_groups_run_in_the_image_on_the_nodes(somebody: Account, image: str, levels: str) -> None:
     somebody.write("Snakefile", SNAKEFILE.format(image=image, levels=levels))
     somebody.write("script.py", SCRIPT)
-    # Snakemake's jobs take every SLURM_ variable away; a cluster's configuration is in /etc, and this one's is not.
-    srun = shutil.which("srun")
-    somebody.write("srun", f'#!/bin/sh\nSLURM_CONF={somebody.slurm.conf} exec {srun} "$@"\n')
-    done = somebody.run(
-        sys.executable,
-        *("-m", "snakemake", "--sdm", "apptainer", "--executor", "slurm", "--jobs", "4", "--latency-wait", "60"),
-        *("--slurm-no-account", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"),
-        *("--default-resources", "mem_mb=100", "runtime=10"),
-        check=False,
-        timeout=800,
-        UDI_SNAKEMAKE="1",
-    )
-    logs = (somebody.directory / ".snakemake" / "slurm_logs").rglob("*.log")
-    said = "\n".join([done.stdout, done.stderr, *(log.read_text() for log in logs)])
-    assert done.returncode == 0, said
+    said = somebody.snakemake(*SHORT_JOBS, timeout=800)
 
     def read(name: str) -> list[str]:
         return (somebody.directory / name).read_text().splitlines()

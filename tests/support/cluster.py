@@ -17,6 +17,11 @@ from pathlib import Path
 from tests.support import user
 from tests.support.slurm import Slurm, virtual_slurm
 
+#: Options of Snakemake for jobs of the executor that are short and soon seen to end.
+SHORT_JOBS = (
+    *("--sdm", "apptainer", "--executor", "slurm", "--jobs", "4", "--latency-wait", "60"),
+    *("--slurm-init-seconds-before-status-checks", "1", "--default-resources", "mem_mb=100", "runtime=10"),
+)
 CONTRIB = Path(__file__).resolve().parents[2] / "contrib"
 
 
@@ -63,6 +68,24 @@ class Account:
         path.chmod(0o755)
         os.chown(path, self.uid, -1)
         return path
+
+    def snakemake(self, *options: str, timeout: float) -> str:
+        """Run the workflow in :attr:`directory` through the slurm executor, to its good end; all that was said."""
+        # Snakemake's jobs take every SLURM_ variable away; a cluster's configuration is in /etc, and this one's is not.
+        self.write("srun", f'#!/bin/sh\nSLURM_CONF={self.slurm.conf} exec {shutil.which("srun")} "$@"\n')
+        done = self.run(
+            *(sys.executable, "-m", "snakemake"),
+            # This cluster keeps no accounts.
+            *("--slurm-no-account", "--slurm-status-command", "squeue"),
+            *options,
+            check=False,
+            timeout=timeout,
+            UDI_SNAKEMAKE="1",
+        )
+        logs = (self.directory / ".snakemake" / "slurm_logs").rglob("*.log")
+        said = "\n".join([done.stdout, done.stderr, *(log.read_text() for log in logs)])
+        assert done.returncode == 0, said
+        return said
 
     def submit(
         self, script: Path, *options: str, program: Sequence[str] = ("sbatch",), arguments: Sequence[str] = ()
