@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from udi_core.agent.host import AgentPool as AgentPool
     from udi_core.agent.host import kill_tree as kill_tree
     from udi_core.agent.source import NotPortable as NotPortable
-    from udi_core.attended import attend as attend
     from udi_core.batch import Job as Job
     from udi_core.cli.parser import Command as Command
     from udi_core.cli.show import lazy_progress as lazy_progress
@@ -81,6 +80,7 @@ if TYPE_CHECKING:
     from udi_core.pulling import pull as pull
     from udi_core.ranks import calls_for_ranks as calls_for_ranks
     from udi_core.ranks import entering as entering
+    from udi_core.ranks import serve_ranks as serve_ranks
     from udi_core.reference import ImageReference as ImageReference
     from udi_core.sandbox import Host as Host
     from udi_core.sandbox import Launch as Launch
@@ -94,7 +94,6 @@ if TYPE_CHECKING:
     from udi_core.store import PythonInfo as PythonInfo
     from udi_core.store import StoredImage as StoredImage
     from udi_core.volumes import Volume as Volume
-    from udi_core.waiter import end_as as end_as
 
     agent_command, agent_support = _host.command, _host.support
     pack, unpack = _in_image.dumps, _in_image.loads
@@ -107,7 +106,6 @@ _EXPORTS = {
     "agent.host": "Agent AgentLost AgentPool kill_tree",
     "agent.source": "NotPortable",
     "_process": "DEVNULL PIPE STDOUT Process TimeoutExpired find_tool require_tool run spawn",
-    "attended": "attend",
     "batch": "Job",
     "cli.parser": "Command",
     "cli.show": "lazy_progress progress_text",
@@ -128,14 +126,13 @@ _EXPORTS = {
     "programs": "find_program",
     "progress": "Progress ProgressSink ignore",
     "pulling": "pull",
-    "ranks": "calls_for_ranks entering",
+    "ranks": "calls_for_ranks entering serve_ranks",
     "reference": "ImageReference",
     "sandbox": "Host Launch LaunchSpec build execute",
     "sources": "open_source resolve",
     "standing": "stand",
     "store": "ImageStore PythonInfo StoredImage",
     "volumes": "Volume",
-    "waiter": "end_as",
 }
 # Names that are too short to stand alone outside of their module.
 _RENAMED = {

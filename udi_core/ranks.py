@@ -10,13 +10,19 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from udi_core import _process
+from udi_core.attended import attend
 from udi_core.batch import VARIABLE, Job
 from udi_core.config import Config
+from udi_core.errors import LaunchError, PolicyError, ToolMissing, UdiError
 from udi_core.host_calls import HostCalls
+from udi_core.mount import MountedImage
 from udi_core.programs import PROGRAM
+from udi_core.sandbox import Host, LaunchSpec, build, execute
 from udi_core.slurm import options_with_value, program_at
+from udi_core.waiter import end_as
 
 
 def calls_for_ranks(config: Config, job: Job) -> HostCalls:
@@ -27,6 +33,37 @@ def calls_for_ranks(config: Config, job: Job) -> HostCalls:
     """
     environ = {**os.environ, VARIABLE: job.encode()}
     return HostCalls(config, environ=environ, rewrite=entering((*PROGRAM, "step")))
+
+
+def serve_ranks(
+    calls: Callable[[], HostCalls],
+    spec: LaunchSpec,
+    mounted: MountedImage,
+    config: Config,
+    host: Host,
+    began: float,
+    *,
+    refused: Callable[[UdiError], None] = lambda error: None,
+) -> int:
+    """Run a task that may call the node's launchers to its end, and end as it did; its exit status.
+
+    Where the site allows no such calls, or the image cannot make them, ``refused`` hears why, and this process becomes
+    the task.
+
+    Args:
+        calls: makes what serves the task's calls.
+        began: as for :func:`udi_core.sandbox.execute`.
+    """
+    with ExitStack() as stack:
+        try:
+            served = stack.enter_context(calls())
+            launch = served.build(spec, mounted, config, host)
+        except (PolicyError, ToolMissing, LaunchError) as error:
+            stack.close()
+            refused(error)
+            execute(build(spec, mounted, config, host), began)
+        status = attend(launch, began)
+    return end_as(status)
 
 
 def entering(entry: Sequence[str]) -> Callable[[str, list[str]], list[str]]:

@@ -6,26 +6,11 @@ from the image, and starts this front for each rank, with the flags that the job
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from udi_core import (
-    Config,
-    Host,
-    HostCalls,
-    LaunchError,
-    LaunchSpec,
-    MountedImage,
-    PolicyError,
-    ToolMissing,
-    attend,
-    build,
-    end_as,
-    entering,
-    execute,
-)
+from udi_core import Config, Host, HostCalls, LaunchSpec, MountedImage, UdiError, entering, serve_ranks
 from udi_snakemake.activation import front_directory
 from udi_snakemake.arguments import Action
 
@@ -49,13 +34,12 @@ def serve(
     Where it cannot call srun, which standard error then says, this process becomes the job.
     """
     front = os.path.join(front_directory(), again[0])
-    with contextlib.ExitStack() as stack:
-        try:
-            calls = stack.enter_context(HostCalls(config, environ=host.environ, rewrite=entering([front, *again[1:]])))
-            launch = calls.build(spec, mounted, config, host)
-        except (PolicyError, ToolMissing, LaunchError) as error:
-            stack.close()
-            print(f"{again[0]} (UDI): this rule cannot call srun: {error.brief}: {error.details}", file=sys.stderr)
-            execute(build(spec, mounted, config, host), began)
-        status = attend(launch, began)
-    return end_as(status)
+
+    def refused(error: UdiError) -> None:
+        print(f"{again[0]} (UDI): this rule cannot call srun: {error.brief}: {error.details}", file=sys.stderr)
+
+    return serve_ranks(
+        lambda: HostCalls(config, environ=host.environ, rewrite=entering([front, *again[1:]])),
+        *(spec, mounted, config, host, began),
+        refused=refused,
+    )

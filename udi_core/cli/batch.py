@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Sequence
 
-from udi_core.attended import attend
 from udi_core.batch import VARIABLE, Job, directives, interpreter, prepared, recorded
 from udi_core.cli import BEGAN
 from udi_core.cli.run import read_env_file
 from udi_core.config import Config, load_config
-from udi_core.errors import ImageAbsent, LaunchError, PolicyError, ToolMissing, UsageError
+from udi_core.errors import ImageAbsent, UsageError
 from udi_core.mixed import for_this_node, pull_for_nodes, stored_for_nodes
 from udi_core.mount import NodeMounts
 from udi_core.node_kind import DEFAULT, parse_kinds
 from udi_core.programs import PROGRAM
 from udi_core.queued import submitting
-from udi_core.ranks import calls_for_ranks
+from udi_core.ranks import calls_for_ranks, serve_ranks
 from udi_core.reference import ImageReference
 from udi_core.sandbox import Host, LaunchSpec, build, execute, sourced
 from udi_core.slurm import options_with_value, program_at
 from udi_core.store import ImageStore, StoredImage
 from udi_core.values import replace
 from udi_core.volumes import Volume
-from udi_core.waiter import end_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,15 +115,7 @@ def batch(arguments: argparse.Namespace) -> int:
     spec = _spec(job, command, support)
     mounted = NodeMounts(config, ImageStore(job.store)).mount(image, ranks=True)
     host = Host.observe(mounted)
-    with contextlib.ExitStack() as stack:
-        try:
-            calls = stack.enter_context(calls_for_ranks(config, job))
-            launch = calls.build(spec, mounted, config, host)
-        except (PolicyError, ToolMissing, LaunchError):
-            stack.close()
-            execute(build(spec, mounted, config, host), BEGAN)
-        status = attend(launch, BEGAN)
-    return end_as(status)
+    return serve_ranks(lambda: calls_for_ranks(config, job), spec, mounted, config, host, BEGAN)
 
 
 def step(arguments: argparse.Namespace) -> NoReturn:
